@@ -1,0 +1,361 @@
+"""A model, its groups and what is believed about them: the object for your own training loop.
+
+    sparse = sparsebayes.wrap(model, groups="units")
+    for _ in range(8):
+        train_one_epoch(sparse.model, optimizer)
+        sparse.update(loader, strength=10.0)     # curvature of every group's switch, then the posterior
+        sparse.select()                          # which groups stay
+        sparse.compact(optimizer)                # sparse.model is now a smaller ordinary network
+    sparse.export_onnx("model.onnx")
+
+It holds no maths of its own: groups, curvature, inference and prune do the work. Sizes and shapes that the groups need
+are read off the first batch that `update` sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsebayes.curvature import Curvature, entry_curvature, gate_curvature
+from sparsebayes.errors import DataError, RunError
+from sparsebayes.groups import Grouping, UnitGraph, make_grouping, trace_units
+from sparsebayes.inference import Laplace
+from sparsebayes.prune.carry import carry_grouping
+from sparsebayes.prune.compaction import Compaction, compact
+from sparsebayes.prune.masking import Masks, prune_
+from sparsebayes.prune.optimizer import carry_optimizer_state
+from sparsebayes.prune.pricing import entry_costs, group_prices
+from sparsebayes.prune.selection import Selection, select
+
+__all__ = ["GroupSpec", "SparseModel", "wrap"]
+
+GroupSpec = str | Callable[[nn.Module, Tensor | None], Grouping] | Grouping | Sequence[Any]
+"""A rule's name, a function of model and example input, a `Grouping`, or several of them to stack."""
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def wrap(
+    model: nn.Module,
+    groups: GroupSpec = "units",
+    *,
+    example: Tensor | None = None,
+    num_data: int | None = None,
+    scale: str = "switches",
+    price: str = "none",
+    seed: int = 0,
+) -> SparseModel:
+    """Put a sparse prior on groups of a model's weights.
+
+    Args:
+        model: Any network; it is not changed here.
+        groups: What may go: ``"units"``, ``"filters"``, ``"weights"``, ``["units", "features"]``, a function, or a
+            `Grouping`.
+        example: A batch of inputs; None: taken from the first `update`.
+        num_data: Images in the training set; None: asked of the first loader given to `update`.
+        scale: ``"switches"``, one prior variance for the scale of a group, or ``"entries"``, the paper's form.
+        price: ``"none"``, ``"params"`` or ``"macs"``: what makes a group's strength larger.
+        seed: Seed of the curvature estimates.
+
+    Returns:
+        The wrapped model.
+
+    Raises:
+        GroupingError: If a rule is unknown or matches nothing (at once, or at the first update for rules that need an
+            example input).
+    """
+    return SparseModel(model, groups, example=example, num_data=num_data, scale=scale, price=price, seed=seed)
+
+
+class SparseModel:
+    """A model with a posterior over its groups. Make one with `wrap`.
+
+    Attributes:
+        model: The network as it is now; replaced by a smaller one at each `compact`.
+        posterior: What is believed about the groups; None before the first `update`.
+        curvature: The last estimate; None before, and with the scale ``"entries"``.
+        selection: The last decision; None before the first `select` and after each `compact`.
+        masks: Entries held at zero; None if there are none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: GroupSpec = "units",
+        *,
+        example: Tensor | None = None,
+        num_data: int | None = None,
+        scale: str = "switches",
+        price: str = "none",
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.posterior: Laplace | None = None
+        self.curvature: Curvature | None = None
+        self.selection: Selection | None = None
+        self.masks: Masks | None = None
+        self.num_data = num_data
+        self.num_updates = 0
+        self._groups = groups
+        self._example = example
+        self._scale = scale
+        self._price = price
+        self._seed = seed
+        self._grouping: Grouping | None = groups if isinstance(groups, Grouping) else None
+        self._graph: UnitGraph | None = None
+        self._norms: Tensor | None = None
+        if example is not None and self._grouping is None:
+            self._grouping = make_grouping(model, groups, example=example)
+
+    def __repr__(self) -> str:
+        groups = repr(self._grouping) if self._grouping is not None else f"groups={self._groups!r}"
+        return f"SparseModel({type(self.model).__name__}, {groups}, {self.num_updates} updates)"
+
+    @property
+    def grouping(self) -> Grouping:
+        """The groups of the present model.
+
+        Raises:
+            RunError: If they need an example input and none was seen yet.
+        """
+        if self._grouping is None:
+            raise RunError("the groups are not known before an example input is: call update(loader), or give example=")
+        return self._grouping
+
+    def graph(self) -> UnitGraph:
+        """Coupled units of the present model, traced once.
+
+        Raises:
+            ModelError: If the model cannot be exported.
+        """
+        if self._graph is None:
+            self._graph = trace_units(self.model, self._seen_example())
+        return self._graph
+
+    def update(
+        self,
+        batches: Batches,
+        *,
+        strength: float = 1.0,
+        num_images: int | None = 2048,
+        estimator: str = "monte_carlo",
+        factor: str = "stick",
+        draws: int = 1,
+    ) -> Laplace:
+        """Estimate the curvature of every group's switch and update the posterior.
+
+        Args:
+            batches: Pairs of images and labels, such as a `DataLoader` without augmentation.
+            strength: Temperature T: a group is worth keeping if it saves more than about T nats.
+            num_images: Images that are used, at most.
+            estimator: ``"monte_carlo"`` or ``"exact"``.
+            factor: Random factor of the likelihood, for ``"monte_carlo"``.
+            draws: Random draws per image.
+
+        Returns:
+            The posterior.
+
+        Raises:
+            DataError: If there is no image, or the size of the data set is neither given nor known.
+        """
+        batches = self._look(batches)
+        grouping = self.grouping
+        if self.posterior is None:
+            self.posterior = Laplace(grouping.num_groups, scale=self._scale, strength=strength)
+        options: Mapping[str, Any] = {
+            "num_data": self.num_data, "estimator": estimator, "factor": factor, "draws": draws,
+            "num_images": num_images, "seed": self._seed + self.num_updates,
+        }  # fmt: skip
+        prices = None
+        if self._price != "none":
+            prices = group_prices(grouping, entry_costs(self.model, self._seen_example()[:1], self._price))
+        if self._scale == "entries":
+            entries = entry_curvature(self.model, list(grouping.parameters), batches, **options)
+            norms = self._group_norms()
+            self.posterior.update_(norms, entries, grouping=grouping, strength=strength, prices=prices)
+        else:
+            self.curvature = gate_curvature(self.model, grouping, batches, **options)
+            # Scaling a group's weights is scaling its switch, so an implicit switch always stands at 1.
+            ones = torch.ones(grouping.num_groups, dtype=torch.float64)
+            self.posterior.update_(ones, self.curvature.diagonal, strength=strength, prices=prices)
+        self._norms = self._group_norms()
+        self.num_updates += 1
+        return self.posterior
+
+    def penalty(self) -> Tensor:
+        """Reweighted group-lasso penalty, to be added to a mean loss; 0 before the first update.
+
+        The switch of a group is the norm of its gate weights relative to what it was at the last update (with the
+        scale ``"entries"``: the norm itself). Under Adam or SGD this shrinks, but only `shrink_` makes exact zeros.
+
+        Returns:
+            A differentiable scalar, nats per image.
+        """
+        if self.posterior is None or self._norms is None:
+            return torch.zeros((), device=_device(self.model))
+        norms = self._group_norms(differentiable=True)
+        weight = (self.posterior.penalty / self._num_data()).to(norms)
+        reference = torch.ones_like(norms) if self._scale == "entries" else self._norms.to(norms).clamp(min=1e-12)
+        return (weight * norms / reference).sum()
+
+    def shrink_(self, lr: float) -> None:
+        """Proximal step of the penalty on the gate weights: call it after each optimizer step.
+
+        Args:
+            lr: The step's learning rate.
+        """
+        if self.posterior is None or self._norms is None:
+            return
+        norms = self._group_norms()
+        reference = torch.ones_like(norms) if self._scale == "entries" else self._norms.clamp(min=1e-12)
+        amount = lr * self.posterior.penalty.to(norms) / (self._num_data() * reference)
+        factors = (1 - amount / norms.clamp(min=1e-12)).clamp(min=0)
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, scale in self.grouping.scales(factors).items():
+                parameters[name].mul_(scale.to(parameters[name]))
+
+    def select(self, *, rule: str = "evidence", max_removal: float = 0.6, min_keep: int = 1) -> Selection:
+        """Decide which groups stay, by the posterior.
+
+        Args:
+            rule: ``"evidence"``, z^2 h > T, or ``"entropy"``, the paper's.
+            max_removal: Largest share of a layer that one update removes; the weakest go.
+            min_keep: Groups that every layer keeps.
+
+        Raises:
+            RunError: Before the first `update`.
+        """
+        if self.posterior is None:
+            raise RunError("nothing is known about the groups yet: call update(loader) before select()")
+        # The rule decides; evidence orders the groups where the bounds have to choose among those that it drops.
+        keep, evidence = self.posterior.keep(rule), self.posterior.evidence
+        score = torch.where(keep, evidence.clamp(min=0) + 2.0, evidence / (1.0 + evidence))
+        self.selection = select(
+            self.grouping, score, threshold=1.0, max_removal=max_removal, min_keep=min_keep,
+            strength=self.posterior.strength,
+        )  # fmt: skip
+        return self.selection
+
+    def prune_(self, selection: Selection | None = None) -> Masks:
+        """Set what is off to zero; `masks.reapply_(model)` after an optimizer step holds it there.
+
+        Args:
+            selection: None: the last one.
+
+        Raises:
+            RunError: If there is no selection.
+        """
+        selection = selection or self.selection
+        if selection is None:
+            raise RunError("nothing is selected yet: call select() before prune_()")
+        self.selection = selection
+        masks = prune_(self.model, self.grouping, selection)
+        if self.masks is not None:
+            for name, mask in self.masks.masks.items():
+                masks.masks[name] = masks.masks[name] & mask if name in masks.masks else mask
+        self.masks = masks
+        return masks
+
+    def compact(
+        self, optimizer: torch.optim.Optimizer | None = None, *, check: Tensor | None = None
+    ) -> Compaction:
+        """Replace the model by a smaller ordinary one that computes the same.
+
+        Args:
+            optimizer: Of the present model; it then holds the new parameters and what remains of its state.
+            check: More inputs to compare on.
+
+        Returns:
+            The compaction; its model is `self.model` from now on.
+
+        Raises:
+            ModelError: If the model cannot be traced, or the small one would not compute the same.
+            RunError: If there is no selection.
+        """
+        if self.selection is not None and self.masks is None:
+            self.prune_()
+        if self.masks is None:
+            raise RunError("nothing is selected yet: call select() before compact()")
+        done = compact(self.model, self.masks.masks, self._seen_example(), units=self._graph, check=check)
+        if optimizer is not None:
+            _move_(optimizer, self.model, done)
+        on = None if self.selection is None else self.selection.on
+        self._grouping, _ = carry_grouping(self.grouping, done.kept, on)
+        self.model, self.masks = done.model, Masks(done.masks) if done.masks else None
+        self.selection = self.posterior = self.curvature = self._norms = self._graph = None
+        return done
+
+    def export_onnx(self, path: str | Path) -> Path:
+        """Write the present model as ONNX, checked against onnxruntime.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The file.
+        """
+        from sparsebayes.export import export_onnx
+
+        return Path(export_onnx(self.model, self._seen_example(), Path(path)).path)
+
+    def _look(self, batches: Batches) -> Batches:
+        """Learn example input, data size and groups from the batches; give back the same batches."""
+        if self.num_data is None:
+            dataset = getattr(batches, "dataset", None)
+            known = getattr(batches, "num_data", None)
+            size = known if isinstance(known, int) else len(dataset) if isinstance(dataset, Sized) else None
+            if size is None:
+                raise DataError(
+                    "the size of the training set is not known: give wrap(..., num_data=N), or update() a DataLoader"
+                )
+            self.num_data = size
+        if self._example is None:
+            iterator = iter(batches)
+            first = list(islice(iterator, 1))
+            if not first:
+                raise DataError("expected images to estimate the curvature on, got an empty loader")
+            self._example = first[0][0][:2].detach().clone()
+            batches = chain(first, iterator)
+        if self._grouping is None:
+            self._grouping = make_grouping(self.model, self._groups, example=self._example)
+        return batches
+
+    def _seen_example(self) -> Tensor:
+        if self._example is None:
+            raise RunError("no example input was seen yet: call update(loader), or give wrap(..., example=batch)")
+        return self._example.to(_device(self.model))
+
+    def _num_data(self) -> int:
+        if self.num_data is None:
+            raise DataError("the size of the training set is not known: give wrap(..., num_data=N)")
+        return self.num_data
+
+    def _group_norms(self, *, differentiable: bool = False) -> Tensor:
+        """Norm of each group's gate weights, of shape ``[G]``."""
+        names = self.grouping.parameters
+        squares = {n: p.square() for n, p in self.model.named_parameters() if n in names}
+        total = self.grouping.reduce(squares, gates_only=True)
+        # The gradient of a square root at 0 is infinite: keep off it by less than any weight's square.
+        return (total + 1e-24).sqrt() if differentiable else total.detach().sqrt()
+
+
+def _move_(optimizer: torch.optim.Optimizer, model: nn.Module, done: Compaction) -> None:
+    """Let an optimizer, the very object that a training loop holds, go on with the compacted network."""
+    kind: Callable[..., torch.optim.Optimizer] = type(optimizer)
+    fresh = carry_optimizer_state(
+        optimizer, model, done.model, done.kept, lambda groups: kind(groups, lr=optimizer.defaults["lr"])
+    )
+    optimizer.param_groups[:] = fresh.param_groups
+    optimizer.state.clear()
+    optimizer.state.update(fresh.state)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

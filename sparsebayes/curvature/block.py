@@ -1,0 +1,113 @@
+"""Per-image derivatives of the parameters, for one block of images, from the cheapest source that is right.
+
+A parameter whose uses were all recorded gets its derivatives from the records (`layers.py`), summed over its
+uses; any other from `fallback.py`.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from sparsebayes.curvature.capture import Capture
+from sparsebayes.curvature.fallback import per_image_gradients
+from sparsebayes.curvature.layers import Call, SliceCall
+from sparsebayes.curvature.squares import sum_squares
+
+__all__ = ["Block"]
+
+# Numbers that the fallback may keep for a whole block, so that it runs once rather than once per question.
+_FALLBACK_KEPT = 1 << 26
+
+
+@final
+class Block:
+    """Per-image derivatives for one block of images: of v_k . f, for each of K starting vectors per image.
+
+    Attributes:
+        num_images: n, the images in the block.
+        num_passes: K, the backward passes.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, v: Tensor, capture: Capture, untracked: set[str]) -> None:
+        self.num_images = len(x)
+        self.num_passes = len(v)
+        self._model = model
+        self._x = x
+        self._v = v
+        self._capture = capture
+        self._untracked = sorted(untracked)
+        self._kept: dict[str, Tensor] = {}
+        self._values = {name: p.detach() for name, p in model.named_parameters()}
+
+    def value(self, name: str) -> Tensor:
+        """A parameter, without gradients."""
+        return self._values[name]
+
+    def tracked(self, name: str) -> bool:
+        """Whether the recorded calls explain this parameter completely."""
+        return name not in self._untracked
+
+    def calls(self, name: str) -> list[Call]:
+        """The recorded calls of a tracked parameter; none if the outputs do not depend on it."""
+        return self._capture.calls_of(name)
+
+    def entries(self, name: str, images: slice) -> Tensor:
+        """Gradients with respect to a parameter's entries.
+
+        Args:
+            name: the parameter.
+            images: m of the block's images.
+
+        Returns:
+            Of shape `[K, m, *shape of the parameter]`.
+        """
+        if self.tracked(name):
+            return self._add(name, [call.entries(name, images) for call in self.calls(name)], images)
+        volume = sum(self._values[other].numel() for other in self._untracked)
+        if self.num_passes * self.num_images * volume > _FALLBACK_KEPT:
+            return per_image_gradients(self._model, [name], self._x[images], self._v[:, images])[name]
+        if not self._kept:
+            self._kept = per_image_gradients(self._model, self._untracked, self._x, self._v)
+        return self._kept[name][:, images]
+
+    def squares(self, name: str, *, fourth: bool) -> tuple[Tensor, Tensor | None]:
+        """Sum q = sum_k (gradient)^2, and q^2, over the block's images, entry by entry.
+
+        Args:
+            name: the parameter.
+            fourth: whether sum q^2 is wanted too.
+
+        Returns:
+            sum_n q and sum_n q^2 (or None), of the parameter's shape.
+        """
+        if self.tracked(name) and len(self.calls(name)) == 1:
+            return self.calls(name)[0].squares(name, fourth=fourth)
+        volume = self.num_passes * self._values[name].numel()
+        return sum_squares(lambda images: self.entries(name, images), self.num_images, volume, fourth=fourth)
+
+    def rows(self, name: str, images: slice) -> Tensor:
+        """Derivatives with respect to switches of a tracked weight's slices along dim 0: `[K, m, O]`."""
+        return self._add(name, [call.rows(images) for call in self._slice_calls(name)], images, dim=0)
+
+    def columns(self, name: str, images: slice) -> Tensor:
+        """Derivatives with respect to switches of a tracked weight's slices along dim 1: `[K, m, I]`."""
+        return self._add(name, [call.columns(images) for call in self._slice_calls(name)], images, dim=1)
+
+    def _slice_calls(self, name: str) -> list[SliceCall]:
+        found: list[SliceCall] = []
+        for call in self.calls(name):
+            assert isinstance(call, SliceCall), "only linear layers and convolutions have weights of two dims"
+            found.append(call)
+        return found
+
+    def _add(self, name: str, parts: list[Tensor], images: slice, dim: int | None = None) -> Tensor:
+        """Sum over the calls: a weight that is used twice has one derivative."""
+        if parts:
+            return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        shape = self._values[name].shape
+        shape = shape if dim is None else shape[dim : dim + 1]
+        num_images = len(range(self.num_images)[images])
+        return self._v.new_zeros(self.num_passes, num_images, *shape)

@@ -1,0 +1,243 @@
+"""Records where a forward pass uses the parameters of interest: the one mechanism behind all fast paths.
+
+A torch function mode sees the torch functions that a forward pass calls, with their arguments. Where
+`linear`, `conv*d` or `batch_norm` gets a parameter of interest, the call is recorded with its input, its
+output and the places in the autograd graph where their gradients will arrive. So a module called twice yields
+two records, a parameter used without a module one like any other, and nothing depends on module types.
+
+The autograd graph is then the witness that nothing was missed: it counts every use of a parameter that the
+outputs depend on. Where the records do not account for all of them (another function read it, or a scripted
+module, which runs unseen), where a call does not keep the images apart along its first dim, or where its
+input was overwritten later, the parameter is `untracked`, and its derivatives come from `fallback.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+from torch import Tensor, conv1d, conv2d, conv3d, is_grad_enabled, nn
+from torch.autograd.graph import Node, get_gradient_edge
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from sparsebayes.curvature.layers import Call, ConvCall, LinearCall, NormCall
+from sparsebayes.errors import ModelError
+
+__all__ = ["Capture"]
+
+
+@final
+class Capture(TorchFunctionMode):
+    """Records the calls that use some of a model's parameters, while it is entered.
+
+    Args:
+        parameters: the parameters of interest by name; they must require gradients.
+        by_column: names of those that will be asked for `Call.columns`, which costs the input's gradient.
+
+    Attributes:
+        calls: the records, in the order of the calls.
+
+    Raises:
+        ModelError: while entered, if a batch norm uses the statistics of the batch: its images are coupled,
+            and a per-image derivative does not exist.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], by_column: frozenset[str]) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self._parameters = parameters
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._by_column = by_column
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Record or run one torch function; called by torch."""
+        keywords = kwargs or {}
+        if func is functional.batch_norm:
+            return self._batch_norm(*args, **keywords)
+        # Without gradients the call is a constant to autograd; inside a custom autograd function, whose own
+        # backward decides what the parameter's gradient is, gradients are off as well.
+        if is_grad_enabled():
+            if func is functional.linear:
+                return self._linear(*args, **keywords)
+            if func in _CONVOLUTIONS:
+                return self._conv(func, *args, **keywords)
+        return func(*args, **keywords)
+
+    def untracked(self, outputs: Tensor, num_images: int) -> set[str]:
+        """Find the parameters that the records do not explain; call it after the forward pass.
+
+        Args:
+            outputs: what the network returned.
+            num_images: images in the batch.
+
+        Returns:
+            Names of parameters.
+        """
+        accumulators = {get_gradient_edge(p).node: name for name, p in self._parameters.items()}
+        reached, uses = _walk(outputs.grad_fn, accumulators)
+        found: set[str] = set()
+        for call in self.calls:
+            names = {name for name in (call.weight, call.bias) if name is not None}
+            if call.output_edge.node not in reached:
+                continue
+            uses.subtract(names)
+            apart = call.input.ndim > 1 and len(call.input) == len(call.output) == num_images
+            if not (apart and call.input_intact and call.weight != call.bias):
+                found |= names
+        return found | {name for name, count in uses.items() if count != 0}
+
+    def calls_of(self, name: str) -> list[Call]:
+        """The calls that use a parameter; none if it was not used at all."""
+        return [call for call in self.calls if name in (call.weight, call.bias)]
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            return functional.linear(x, weight, bias)
+
+        if weight.ndim != 2 or (bias is not None and bias.ndim != 1):  # broadcasts in ways of its own
+            return run(input)
+        return self._record(LinearCall, run, input, weight, bias, {})
+
+    def _conv(
+        self,
+        func: Callable[..., Tensor],
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            return func(x, weight, bias, stride, padding, dilation, groups)
+
+        if input.ndim != weight.ndim:  # a single image, without a batch dim
+            return run(input)
+        kernel = weight.shape[2:]
+        dilations = _per_dim(dilation, len(kernel))
+        geometry = {
+            "stride": _per_dim(stride, len(kernel)),
+            "padding": _paddings(padding, kernel, dilations),
+            "dilation": dilations,
+            "groups": groups,
+        }
+        return self._record(ConvCall, run, input, weight, bias, geometry)
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float | None = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if training or running_mean is None or running_var is None:
+            raise ModelError(
+                "expected a network whose images do not influence each other in evaluation mode, got a batch "
+                "norm that uses the statistics of the batch; give it running statistics "
+                "(track_running_stats=True)"
+            )
+
+        def run(x: Tensor) -> Tensor:
+            rate = 0.0 if momentum is None else momentum
+            return functional.batch_norm(x, running_mean, running_var, weight, bias, False, rate, eps)
+
+        if weight is None or not is_grad_enabled():
+            return run(input)
+        statistics = {"mean": running_mean, "inverse_std": (running_var + eps).rsqrt()}
+        return self._record(NormCall, run, input, weight, bias, statistics)
+
+    def _record(
+        self,
+        kind: type[Call],
+        run: Callable[[Tensor], Tensor],
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        details: Mapping[str, Any],
+    ) -> Tensor:
+        """Run a layer; if it uses a parameter of interest, keep what its derivatives need."""
+        name, bias_name = self._names.get(id(weight)), self._names.get(id(bias))
+        if name is None and bias_name is None:
+            return run(x)
+        columns = name in self._by_column
+        if columns:
+            # A name of its own in the graph: the input may have other readers, whose gradients must not be
+            # added.
+            x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        y = run(x)
+        call = kind(
+            weight=name,
+            bias=bias_name,
+            values={"weight": weight} if bias is None else {"weight": weight, "bias": bias},
+            input=x,
+            output=y,
+            input_edge=get_gradient_edge(x) if columns else None,
+            output_edge=get_gradient_edge(y),
+            versions=(x._version, y._version),
+            **details,
+        )
+        self.calls.append(call)
+        return y
+
+
+_CONVOLUTIONS = frozenset({conv1d, conv2d, conv3d})
+
+
+def _walk(start: Node | None, accumulators: Mapping[Node, str]) -> tuple[set[Node], Counter[str]]:
+    """Visit an autograd graph.
+
+    Args:
+        start: node of the outputs; None if they depend on no parameter of interest.
+        accumulators: the node at which each parameter's gradient arrives -> its name.
+
+    Returns:
+        The nodes that are reached, and how many of their edges lead to each parameter.
+    """
+    reached: set[Node] = set()
+    uses: Counter[str] = Counter()
+    waiting = [] if start is None else [start]
+    while waiting:
+        node = waiting.pop()
+        if node in reached:
+            continue
+        reached.add(node)
+        for following, _ in node.next_functions:
+            if following is None:
+                continue
+            if following in accumulators:
+                uses[accumulators[following]] += 1
+            else:
+                waiting.append(following)
+    return reached, uses
+
+
+def _per_dim(size: int | Sequence[int], num_dims: int) -> tuple[int, ...]:
+    """A convolution's option, one number per spatial dim."""
+    if isinstance(size, int):
+        return (size,) * num_dims
+    return tuple(size) * num_dims if len(size) == 1 else tuple(size)
+
+
+def _paddings(
+    padding: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Zeros in front and behind, per spatial dim; "same" puts the odd one behind."""
+    if padding == "valid":
+        return ((0, 0),) * len(kernel)
+    if isinstance(padding, str):
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((size, size) for size in _per_dim(padding, len(kernel)))

@@ -1,0 +1,291 @@
+"""Per-image derivatives of one layer call, from its input and the gradient of its output.
+
+A call is one use of a weight w in a forward pass: y = w x + b for a linear layer or a convolution, and
+y = w xhat + b for a batch norm. With g = dF/dy for a scalar F, image by image and summed over the
+positions s of a sequence or a map:
+
+    entries  dF/dw_oi              = sum_s g_os x_is      (x: the patch that the kernel sees at s)
+    rows     sum_i w_oi dF/dw_oi   = sum_s g_os (y_os - b_o)
+    columns  sum_o w_oi dF/dw_oi   = sum_s (dF/dx)_is x_is
+
+Rows and columns are the derivatives with respect to switches that scale the weight's slices; they cost one
+product of activations and gradients, where the entries cost as much as a weight gradient. Symbols: K backward
+passes, n images in the call, m images asked for, O and I the weight's output and input width, S the number of
+positions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.nn import functional
+
+from sparsebayes.curvature.squares import squared_passes, sum_squares
+
+__all__ = ["Call", "ConvCall", "LinearCall", "NormCall", "SliceCall", "patches"]
+
+
+@dataclass(eq=False)
+class Call(ABC):
+    """One use of a layer's parameters in a forward pass.
+
+    Attributes:
+        weight: name of the weight; None where the layer's weight is of no interest.
+        bias: name of the bias; None where there is none, or it is of no interest.
+        values: the tensors that were passed, by role "weight" and "bias".
+        input: of shape `[n, ...]`: what the layer read.
+        output: of shape `[n, ...]`: what it returned.
+        input_edge: place in the autograd graph where dF/dx of this call alone arrives; None if not asked for.
+        output_edge: place where dF/dy arrives.
+        versions: version counters of input and output when the layer returned.
+        input_grad: of shape `[K, n, ...]`, once the backward passes are done; None if not asked for.
+        output_grad: of shape `[K, n, ...]`, likewise.
+    """
+
+    weight: str | None
+    bias: str | None
+    values: dict[str, Tensor]
+    input: Tensor
+    output: Tensor
+    input_edge: GradientEdge | None
+    output_edge: GradientEdge
+    versions: tuple[int, int]
+    input_grad: Tensor | None = None
+    output_grad: Tensor | None = None
+
+    @property
+    def input_intact(self) -> bool:
+        """Whether nothing has overwritten the input since."""
+        return self.input._version == self.versions[0]
+
+    def entries(self, name: str, images: slice) -> Tensor:
+        """Per-image gradients of one parameter.
+
+        Args:
+            name: the weight's or the bias's name.
+            images: m of the n images.
+
+        Returns:
+            dF/dw of shape `[K, m, *shape of the parameter]`.
+        """
+        if name == self.weight:
+            return self._weight_entries(images)
+        return self._over_positions(self._grad(images))
+
+    def squares(self, name: str, *, fourth: bool) -> tuple[Tensor, Tensor | None]:
+        """Sum q = sum_k (dF_k/dw)^2, and q^2, over the images.
+
+        Args:
+            name: the weight's or the bias's name.
+            fourth: whether sum q^2 is wanted too.
+
+        Returns:
+            sum_n q and sum_n q^2 (or None), of the parameter's shape.
+        """
+        assert self.output_grad is not None, "backward passes come before the algebra"
+        value = self.values["weight" if name == self.weight else "bias"]
+        volume = len(self.output_grad) * value.numel()
+        return sum_squares(lambda images: self.entries(name, images), len(self.input), volume, fourth=fourth)
+
+    @abstractmethod
+    def _weight_entries(self, images: slice) -> Tensor: ...
+
+    @abstractmethod
+    def _over_positions(self, values: Tensor) -> Tensor:
+        """Sum `[K, m, ...]`, shaped like the input or the output, over the positions: `[K, m, channels]`."""
+
+    def _grad(self, images: slice) -> Tensor:
+        assert self.output_grad is not None, "backward passes come before the algebra"
+        return self.output_grad[:, images]
+
+
+@dataclass(eq=False)
+class SliceCall(Call):
+    """A call whose weight has an output and an input dim, so that slices along them can have switches.
+
+    Attributes:
+        unbiased: the output without the bias, once it had to be computed anew.
+    """
+
+    unbiased: Tensor | None = field(default=None, init=False)
+
+    def rows(self, images: slice) -> Tensor:
+        """Derivatives with respect to switches of the weight's dim 0.
+
+        Args:
+            images: m of the n images.
+
+        Returns:
+            Of shape `[K, m, O]`.
+        """
+        g = self._grad(images)
+        if self.unbiased is None and self.output._version != self.versions[1]:
+            # An in-place activation has overwritten y. Its gradient is safe: the edge was taken before.
+            self.unbiased = self._without_bias()
+        bias = self.values.get("bias")
+        if self.unbiased is not None:
+            return self._over_positions(g * self.unbiased[images])
+        total = self._over_positions(g * self.output.detach()[images])
+        # Two sums of products rather than a product with y - b: a temporary less.
+        return total if bias is None else total - self._over_positions(g) * bias.detach()
+
+    def columns(self, images: slice) -> Tensor:
+        """Derivatives with respect to switches of the weight's dim 1.
+
+        Args:
+            images: m of the n images.
+
+        Returns:
+            Of shape `[K, m, I]`.
+        """
+        assert self.input_grad is not None, "the call was not asked for its input gradient"
+        return self._over_positions(self.input_grad[:, images] * self.input.detach()[images])
+
+    @abstractmethod
+    def _without_bias(self) -> Tensor:
+        """The layer's output without its bias, computed anew."""
+
+
+@final
+@dataclass(eq=False)
+class LinearCall(SliceCall):
+    """`y = x @ w.T + b` with x of shape `[n, ..., I]`, w of shape `[O, I]`."""
+
+    def squares(self, name: str, *, fourth: bool) -> tuple[Tensor, Tensor | None]:
+        """See `Call.squares`."""
+        if name != self.weight or self.input.ndim > 2:
+            return super().squares(name, fourth=fourth)
+        # One position: the square of an outer product is the outer product of the squares, and the sum over
+        # images one matrix product. No per-image gradient is formed.
+        g = squared_passes(self._grad(slice(None)))  # [n, O]
+        x = self.input.detach().square()  # [n, I]
+        return g.T @ x, g.square().T @ x.square() if fourth else None
+
+    def _weight_entries(self, images: slice) -> Tensor:
+        g, x = self._grad(images), self.input.detach()[images]
+        if x.ndim == 2:
+            return g.unsqueeze(-1) * x.unsqueeze(-2)
+        g, x = g.flatten(2, -2), x.flatten(1, -2)  # [K, m, S, O], [m, S, I]
+        return g.transpose(-1, -2) @ x
+
+    def _over_positions(self, values: Tensor) -> Tensor:
+        return values if values.ndim == 3 else values.flatten(2, -2).sum(2)
+
+    def _without_bias(self) -> Tensor:
+        with torch.no_grad():
+            return functional.linear(self.input, self.values["weight"])
+
+
+@final
+@dataclass(eq=False)
+class ConvCall(SliceCall):
+    """A convolution over x of shape `[n, C, *spatial]`, w of shape `[O, C / groups, *kernel]`.
+
+    Attributes:
+        stride: per spatial dim.
+        padding: zeros put in front and behind, per spatial dim.
+        dilation: per spatial dim.
+        groups: how many parts the channels are split into.
+    """
+
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    def columns(self, images: slice) -> Tensor:
+        """See `SliceCall.columns`."""
+        per_channel = super().columns(images)  # [K, m, C]
+        # A grouped weight's column i reads the i-th channel of every group.
+        return per_channel.reshape(*per_channel.shape[:2], self.groups, -1).sum(2)
+
+    def _weight_entries(self, images: slice) -> Tensor:
+        weight = self.values["weight"]
+        x = patches(self.input.detach()[images], weight.shape[2:], self.stride, self.padding, self.dilation)
+        x = x.reshape(len(x), self.groups, -1, x.shape[2])  # [m, groups, I * prod(kernel), S]
+        g = self._grad(images).flatten(3)
+        g = g.reshape(*g.shape[:2], self.groups, -1, g.shape[3])  # [K, m, groups, O / groups, S]
+        gradients: Tensor = g @ x.transpose(-1, -2)
+        return gradients.reshape(*g.shape[:2], *weight.shape)
+
+    def _over_positions(self, values: Tensor) -> Tensor:
+        return values.flatten(3).sum(-1)
+
+    def _without_bias(self) -> Tensor:
+        run = (torch.conv1d, torch.conv2d, torch.conv3d)[self.input.ndim - 3]
+        with torch.no_grad():
+            x = functional.pad(self.input, _pad_list(self.padding))
+            return run(x, self.values["weight"], None, self.stride, 0, self.dilation, self.groups)
+
+
+@final
+@dataclass(eq=False)
+class NormCall(Call):
+    """A batch norm in evaluation mode: `y = w xhat + b` with x of shape `[n, C, ...]`, w of shape `[C]`.
+
+    Attributes:
+        mean: running mean, of shape `[C]`.
+        inverse_std: 1 / sqrt(running variance + eps), of shape `[C]`.
+    """
+
+    mean: Tensor | None = None
+    inverse_std: Tensor | None = None
+
+    def _weight_entries(self, images: slice) -> Tensor:
+        assert self.mean is not None and self.inverse_std is not None, "recorded with its statistics"
+        ones = [1] * (self.input.ndim - 2)
+        centred = self.input.detach()[images] - self.mean.view(-1, *ones)
+        return self._over_positions(self._grad(images) * centred) * self.inverse_std
+
+    def _over_positions(self, values: Tensor) -> Tensor:
+        return values if values.ndim == 3 else values.flatten(3).sum(-1)
+
+
+def patches(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> Tensor:
+    """What a convolution's kernel sees at each position, for any number of spatial dims.
+
+    Args:
+        x: of shape `[n, C, *spatial]`.
+        kernel: kernel size per spatial dim.
+        stride: per spatial dim.
+        padding: zeros put in front and behind, per spatial dim.
+        dilation: per spatial dim.
+
+    Returns:
+        Of shape `[n, C * prod(kernel), S]`: in the order of a weight's entries `[C, *kernel]`.
+    """
+    if any(front or behind for front, behind in padding):
+        x = functional.pad(x, _pad_list(padding))
+    sizes = [
+        (size - d * (k - 1) - 1) // s + 1
+        for size, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
+    ]
+    steps = x.stride()
+    windows = x.as_strided(
+        (*x.shape[:2], *kernel, *sizes),
+        (
+            *steps[:2],
+            *(step * d for step, d in zip(steps[2:], dilation, strict=True)),
+            *(step * s for step, s in zip(steps[2:], stride, strict=True)),
+        ),
+        x.storage_offset(),
+    )
+    return windows.reshape(len(x), x.shape[1] * prod(kernel), prod(sizes))
+
+
+def _pad_list(padding: Sequence[tuple[int, int]]) -> list[int]:
+    """Paddings in the order of `functional.pad`: the last dim first."""
+    return [size for pair in reversed(padding) for size in pair]

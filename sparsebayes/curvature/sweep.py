@@ -1,0 +1,270 @@
+"""Runs a network over images and its backward passes, and hands out per-image derivatives block by block.
+
+What happens to each block of n images: one forward pass under `Capture`, K backward passes that compute
+gradients of activations only, and then per-image derivatives of the parameters, from the records where they
+explain a parameter completely and from `fallback.py` where they do not. Nothing of the caller's is changed:
+mode, requires_grad, .grad and random states are as before when `Sweep` is left, also after an error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from sparsebayes.curvature.block import Block
+from sparsebayes.curvature.capture import Capture
+from sparsebayes.curvature.factors import Starts
+from sparsebayes.curvature.layers import Call
+from sparsebayes.errors import DataError, GroupingError, ModelError, NumericsError, RecipeError
+
+__all__ = ["Batches", "Sweep", "check_num_data"]
+
+# Images times backward passes of one block. Large enough to keep matrix products busy, small enough that a
+# block of activations and their gradients needs no more memory than an ordinary training step.
+_BLOCK_ROWS = 256
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Pairs of images `[B, ...]` and targets."""
+
+
+@final
+class Sweep:
+    """A network prepared for per-image derivatives, while it is entered.
+
+    Args:
+        model: the network f; its outputs are logits of shape `[n, C]`.
+        names: the parameters of interest.
+        by_column: those of them that `Block.columns` will be asked for.
+        starts: logits -> starting vectors; names the likelihood that the targets must fit.
+
+    Raises:
+        GroupingError: the model has no parameter of a name.
+        ModelError: a parameter is not float32 or float64, or there is none of interest.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Iterable[str], *, by_column: Iterable[str] = (), starts: Starts
+    ) -> None:
+        known = dict(model.named_parameters())
+        self._parameters: dict[str, nn.Parameter] = {}
+        for name in dict.fromkeys(names):
+            if name not in known:
+                raise GroupingError(
+                    f"expected a parameter of the model, got {name!r}; it has {sorted(known)}"
+                )
+            if known[name].dtype not in (torch.float32, torch.float64):
+                raise ModelError(
+                    f"curvature needs float32 or float64 parameters, got {known[name].dtype} in {name!r}; "
+                    "convert a copy of the model with .float()"
+                )
+            self._parameters[name] = known[name]
+        if not self._parameters:
+            raise ModelError("expected at least one parameter to compute the curvature of, got none")
+        self._model = model
+        self._by_column = frozenset(by_column)
+        self._starts = starts
+        self._stack = ExitStack()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self._parameters.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest type of the parameters of interest."""
+        wide = any(parameter.dtype == torch.float64 for parameter in self._parameters.values())
+        return torch.float64 if wide else torch.float32
+
+    def __enter__(self) -> Sweep:
+        with ExitStack() as stack:
+            devices = [self.device.index or 0] if self.device.type == "cuda" else []
+            stack.enter_context(torch.random.fork_rng(devices=devices))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            if "torch._dynamo" in sys.modules:
+                # A compiled network calls no torch function that could be recorded.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            for module in self._model.modules():
+                stack.callback(setattr, module, "training", module.training)
+            for name, parameter in self._model.named_parameters():
+                stack.callback(parameter.requires_grad_, parameter.requires_grad)
+                if parameter.is_floating_point():
+                    parameter.requires_grad_(name in self._parameters)
+            self._model.eval()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def blocks(self, batches: Batches, num_images: int | None) -> Iterator[Block]:
+        """Run over the images.
+
+        Args:
+            batches: pairs of images `[B, ...]` and targets (class numbers `[B]` for the cross-entropy, else
+                `[B, C]`).
+            num_images: stop after so many images; None: use all.
+
+        Yields:
+            One block after the other, images in order; it is valid until the next one is asked for.
+
+        Raises:
+            DataError: there are no images, or targets that do not fit the outputs.
+            ModelError: outputs are not of shape `[n, C]`, or an image's outputs depend on its neighbours.
+            NumericsError: outputs are not finite.
+            RecipeError: `num_images` is below 1.
+        """
+        if num_images is not None and num_images < 1:
+            raise RecipeError(
+                f"expected at least 1 image to compute the curvature from, got num_images={num_images}"
+            )
+        used, size = 0, 0
+        mixed: set[str] | None = None
+        for x, y in batches:
+            left = len(x) if num_images is None else min(len(x), num_images - used)
+            if left > 0 and mixed is None:
+                mixed, num_classes = self._probe(self._ready(x[:left]))
+                size = max(1, _BLOCK_ROWS // max(self._starts.num_passes(num_classes), 1))
+            for start in range(0, left, size):
+                chosen = slice(start, min(start + size, left))
+                yield self._block(x[chosen], y[chosen], used, mixed or set())
+                used += chosen.stop - chosen.start
+            if num_images is not None and used >= num_images:
+                break
+        if used == 0:
+            raise DataError("expected at least one image to compute the curvature from, got none")
+
+    def _ready(self, x: Tensor) -> Tensor:
+        x = x.to(self.device)
+        return x.clone() if x.is_inference() else x  # autograd refuses what was made in inference mode
+
+    def _block(self, x: Tensor, y: Tensor, used: int, mixed: set[str]) -> Block:
+        x = self._ready(x)
+        capture, logits = self._forward(x)
+        _check_targets(logits, y, self._starts.likelihood)
+        if not bool(torch.isfinite(logits).all()):
+            bad = int((~torch.isfinite(logits)).any(1).nonzero()[0])
+            raise NumericsError(
+                f"expected finite network outputs, got nan or inf for image {used + bad}; check the "
+                "weights and the inputs"
+            )
+        untracked = capture.untracked(logits, len(x)) | mixed
+        v = self._starts(logits.detach())
+        _backward(
+            logits, v, [call for call in capture.calls if {call.weight, call.bias} - untracked - {None}]
+        )
+        return Block(self._model, x, v, capture, untracked)
+
+    def _forward(self, x: Tensor) -> tuple[Capture, Tensor]:
+        with Capture(self._parameters, self._by_column) as capture:
+            logits = self._model(x)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+            got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise ModelError(f"expected network outputs (logits) of shape [{len(x)}, classes], got {got}")
+        return capture, logits
+
+    def _probe(self, x: Tensor) -> tuple[set[str], int]:
+        """Run a few images twice, in batches of different sizes, before anything is computed from them.
+
+        A sequence length that happens to equal the batch size would pass for the dim of the images; it does
+        not follow the batch size. And outputs that change with the company an image is in have no per-image
+        derivatives.
+
+        Args:
+            x: images, of shape `[B, ...]`; the first three are used, the same one again if there is only one.
+
+        Returns:
+            Names of parameters whose calls do not keep the images apart along their first dim; number of
+            outputs C.
+        """
+        few = x[torch.arange(3, device=x.device) % len(x)]
+        capture, together = self._forward(few)
+        pair_capture, pair = self._forward(few[:2])
+        difference = float((together[:2] - pair).detach().abs().max())
+        # Room for kernels that are chosen by batch size and round differently, TF32 included.
+        if difference > 1e-2 * float(together.detach().abs().max()):
+            raise ModelError(
+                "expected a network whose outputs for an image do not depend on the other images of the "
+                "batch, nor on chance, in evaluation mode; outputs for one image differ by "
+                f"{difference:.3g} between two batches"
+            )
+        return capture.untracked(together, 3) | pair_capture.untracked(pair, 2), together.shape[1]
+
+
+def check_num_data(num_data: int) -> None:
+    """Refuse a data set without images.
+
+    Raises:
+        RecipeError: `num_data` is below 1.
+    """
+    if num_data < 1:
+        raise RecipeError(
+            f"expected the number of images in the data set, at least 1, got num_data={num_data}"
+        )
+
+
+def _backward(logits: Tensor, v: Tensor, calls: list[Call]) -> None:
+    """Fill in the calls' gradients, of shape `[K, n, ...]`."""
+    edges = [call.output_edge for call in calls]
+    edges += [call.input_edge for call in calls if call.input_edge is not None]
+    if not edges:
+        return
+    passes: list[tuple[Tensor | None, ...]] = [(None,) * len(edges)]
+    if logits.requires_grad:  # else the outputs are cut off from every parameter of interest
+        passes = [
+            torch.autograd.grad(logits, edges, start, retain_graph=k + 1 < len(v), allow_unused=True)
+            for k, start in enumerate(v)
+        ]
+    stacks = iter([_stack([one[i] for one in passes]) for i in range(len(edges))])
+    for call in calls:
+        call.output_grad = _or_zeros(next(stacks), call.output, len(v))
+    for call in calls:
+        if call.input_edge is not None:
+            call.input_grad = _or_zeros(next(stacks), call.input, len(v))
+
+
+def _stack(gradients: list[Tensor | None]) -> Tensor | None:
+    """One gradient per pass -> `[K, ...]`; None if the outputs do not depend on this place."""
+    known = [gradient for gradient in gradients if gradient is not None]
+    if not known:
+        return None
+    return known[0].unsqueeze(0) if len(known) == 1 else torch.stack(known)
+
+
+def _or_zeros(gradient: Tensor | None, like: Tensor, num_passes: int) -> Tensor:
+    return like.new_zeros(1).expand(num_passes, *like.shape) if gradient is None else gradient
+
+
+def _check_targets(logits: Tensor, y: Tensor, likelihood: str) -> None:
+    """Refuse targets that the likelihood cannot have for these outputs."""
+    num_images, num_classes = logits.shape
+    if likelihood != "cross_entropy":
+        if y.shape != logits.shape:
+            raise DataError(
+                f"expected {likelihood} targets of the outputs' shape {list(logits.shape)}, got shape "
+                f"{list(y.shape)}"
+            )
+        if likelihood == "binary_cross_entropy" and not bool(((y >= 0) & (y <= 1)).all()):
+            raise DataError("expected binary_cross_entropy targets between 0 and 1, got others")
+        return
+    if y.shape != (num_images,) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise DataError(
+            f"expected class numbers of shape [{num_images}] as cross_entropy targets, got {y.dtype} of "
+            f"shape {list(y.shape)}"
+        )
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= num_classes:
+        raise DataError(
+            f"expected class numbers in 0..{num_classes - 1}, as the network has {num_classes} outputs, got "
+            f"{low}..{high}"
+        )

@@ -1,0 +1,51 @@
+"""A model from its name, or from the user's own function.
+
+>>> build("lenet_300_100", {"num_classes": 2}).fc3.out_features
+2
+>>> build("torch.nn:Linear", {"in_features": 3, "out_features": 4})
+Linear(in_features=3, out_features=4, bias=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from sparsebayes.errors import ModelError, unknown
+from sparsebayes.models.lenet import LeNet5Caffe, LeNet300100
+from sparsebayes.user_code import call_function, load_function
+
+__all__ = ["MODELS", "build"]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "lenet_300_100": LeNet300100,
+    "lenet5_caffe": LeNet5Caffe,
+}
+
+
+def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build a network with fresh random weights (from PyTorch's global generator, as its layers draw them).
+
+    Args:
+        name: a key of `MODELS`, or "package.module:function" for the user's own builder.
+        options: keyword arguments of the builder, for example `{"num_classes": 10}`.
+
+    Returns:
+        The network, as its builder leaves it: in training mode, on the CPU.
+
+    Raises:
+        ModelError: unknown name; module or function not found; an option that the builder does not take, or
+            lacks; the builder fails, or returns something that is not an `nn.Module`.
+    """
+    if ":" in name:
+        builder = load_function("model", name, ModelError)
+    elif name in MODELS:
+        builder = MODELS[name]
+    else:
+        raise ModelError(f"{unknown('model', name, MODELS)}, or your own as 'package.module:function'")
+    model = call_function("model", name, builder, dict(options or {}), ModelError)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model {name!r} must return a torch.nn.Module, got {type(model).__name__}")
+    return model

@@ -1,0 +1,1 @@
+"""What goes: selections, masks, and the surgery that turns a masked network into a smaller ordinary one."""

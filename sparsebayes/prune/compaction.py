@@ -1,0 +1,342 @@
+"""From a masked network to a smaller ordinary one that computes the same, checked every time.
+
+    >>> masks = prune_(model, grouping, selection)
+    >>> small = compact(model, masks.masks, example)
+    >>> small.summary
+    Summary(conv1 6 of 20, conv2 11 of 50, fc1 42 of 500; fc1 reads 118 of 176 inputs)
+
+1. Find the units that the masks kill (`prune.liveness`), following deaths up and down the network.
+2. Cut their rows, columns, biases, norm entries and running statistics out of every tensor.
+3. A linear layer with input columns that are masked as a whole, although what they come from lives on,
+   gathers the others (`prune.gather`).
+4. Compare: masked network == compacted network, or refuse (`prune.parity`).
+
+Entries that are masked within what survives stay, as zeros: see `Compaction.masks`. The given network is not
+changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from sparsebayes.errors import ModelError
+from sparsebayes.groups.tracing import UnitGraph, trace_units
+from sparsebayes.prune.architecture import (
+    CONVOLUTIONS,
+    Architecture,
+    Gather,
+    architecture_of,
+    named_tensors,
+    reshape_,
+)
+from sparsebayes.prune.gather import GatheredLinear, ungather_
+from sparsebayes.prune.liveness import check_graph, kept_indices, living_units
+from sparsebayes.prune.masking import apply_masks_, check_masks
+from sparsebayes.prune.parity import called_modules, check_parity, copied, inputs_for
+
+__all__ = ["Compaction", "Kept", "Summary", "compact", "cut", "trace_compacted"]
+
+Kept = dict[str, dict[int, Tensor]]
+
+
+@dataclass(frozen=True, repr=False)
+class Summary:
+    """What a compaction removed.
+
+    Args:
+        params_before: number of parameter entries of the given network.
+        params_after: that of the compacted network.
+        units: per layer, (units that stay, units).
+        gathers: per linear layer that gathers, (columns it reads, width of its input).
+        fixed: what could not be removed and why, a sentence each.
+        error: largest difference from the masked network, relative to the largest output.
+    """
+
+    params_before: int
+    params_after: int
+    units: Mapping[str, tuple[int, int]]
+    gathers: Mapping[str, tuple[int, int]]
+    fixed: tuple[str, ...]
+    error: float
+
+    def __repr__(self) -> str:
+        units = ", ".join(f"{name} {kept} of {total}" for name, (kept, total) in self.units.items())
+        gathers = ", ".join(
+            f"{name} reads {k} of {total} inputs" for name, (k, total) in self.gathers.items()
+        )
+        parts = [f"{self.params_before} -> {self.params_after} parameters", units, gathers]
+        return f"Summary({'; '.join(part for part in parts if part)})"
+
+
+@dataclass(frozen=True, eq=False)
+class Compaction:
+    """A compacted network and how it came from the given one.
+
+    Args:
+        model: the smaller network, with its own tensors; modes, `requires_grad`, hooks, types and devices are
+            those of the given one.
+        kept: for each parameter and buffer that shrank, dimension to the int64 positions that stayed. Columns
+            of gathers are absent: they are positions themselves, and change as their inputs shrink.
+        masks: of the compacted network: entries that are still held at zero, True where an entry stays; only
+            parameters that have such entries.
+        architecture: describes `model`, without a builder.
+        summary: what went.
+    """
+
+    model: nn.Module
+    kept: Kept
+    masks: dict[str, Tensor]
+    architecture: Architecture
+    summary: Summary
+
+
+def cut(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    """Select the positions that stay along some dimensions.
+
+    Args:
+        tensor: of any shape.
+        kept: dimension to the int64 positions that stay.
+
+    Returns:
+        A new tensor, also where nothing is cut.
+    """
+    result = tensor.detach().clone()
+    for dim, index in kept.items():
+        result = result.index_select(dim, index.to(result.device))
+    return result
+
+
+def compact(
+    model: nn.Module,
+    masks: Mapping[str, Tensor] | None,
+    example: Tensor,
+    *,
+    units: UnitGraph | None = None,
+    check: Tensor | None = None,
+) -> Compaction:
+    """Remove what the masks switch off, and check that nothing else changed.
+
+    Args:
+        model: any network that `trace_units` can follow, also one that was compacted before; its masked
+            entries need not be zero.
+        masks: parameter name to bool of the parameter's shape, True where an entry stays. None, or masks that
+            mask nothing, give a copy.
+        example: an input batch, of shape `[B, ...]`; moved to the network's device, as `check` is.
+        units: the traced units of `model`, to save tracing it again. A network that gathers is always traced
+            anew, since the inputs in front of a gather do not appear in its own graph.
+        check: further inputs to compare on, such as a batch of real images.
+
+    Returns:
+        The compacted network with its history.
+
+    Raises:
+        ModelError: masks do not fit, a layer would be emptied, the network cannot be traced or copied, or the
+            compacted network would not compute what the masked one does.
+    """
+    masks = dict(masks or {})
+    check_masks(model, masks)
+    device = next((parameter.device for parameter in model.parameters()), example.device)
+    inputs = inputs_for(example.to(device), None if check is None else check.to(device))
+    masked = copied(model)
+    apply_masks_(masked, masks)
+    small = copied(masked)
+    kept: Kept = {}
+    alive: dict[str, tuple[int, int]] = {}
+    fixed: tuple[str, ...] = ()
+    if not all(bool(mask.all()) for mask in masks.values()):
+        columns = _columns(small)
+        ungather_(small)
+        graph = units if units is not None and not columns else trace_units(small, inputs[0])
+        alive, fixed = _shrink_(
+            small, graph, _widened(masks, columns, small), called_modules(masked, inputs[0]), kept
+        )
+        _narrow_(kept, columns)
+    error = check_parity(masked, small, inputs)
+    cut_masks = {name: cut(mask, kept.get(name, {})) for name, mask in masks.items()}
+    architecture = architecture_of(small)
+    return Compaction(
+        model=small,
+        kept=kept,
+        masks={name: mask for name, mask in cut_masks.items() if not bool(mask.all())},
+        architecture=architecture,
+        summary=Summary(
+            params_before=sum(parameter.numel() for parameter in model.parameters()),
+            params_after=sum(parameter.numel() for parameter in small.parameters()),
+            units=alive,
+            gathers={
+                path: (len(gather.columns), gather.in_features)
+                for path, gather in architecture.gathers.items()
+            },
+            fixed=fixed,
+            error=error,
+        ),
+    )
+
+
+def trace_compacted(model: nn.Module, example: Tensor) -> UnitGraph:
+    """Trace the units of a network that may gather.
+
+    The tracer cannot follow channels through a gather, whose positions are numbers in a buffer. So the
+    network is traced with ordinary linear layers, of which the columns are then picked.
+
+    Args:
+        model: dense or compacted.
+        example: an input batch, of shape `[B, ...]`.
+
+    Returns:
+        The units, over the parameters of `model` as they are.
+
+    Raises:
+        ModelError: the network cannot be traced or copied.
+    """
+    dense = copied(model)
+    columns = _columns(dense)
+    ungather_(dense)
+    graph = trace_units(dense, example)
+    slices = tuple(
+        replace(piece, unit=piece.unit[columns[piece.parameter]])
+        if piece.dim == 1 and piece.parameter in columns
+        else piece
+        for piece in graph.slices
+    )
+    return replace(graph, slices=slices)
+
+
+def _shrink_(
+    small: nn.Module, graph: UnitGraph, masks: Mapping[str, Tensor], called: set[str], kept: Kept
+) -> tuple[dict[str, tuple[int, int]], tuple[str, ...]]:
+    """Cut everything dead out of a network without gathers; fills `kept`, returns what `Summary` tells."""
+    before = named_tensors(small)
+    shapes = {name: tuple(tensor.shape) for name, tensor in before.items()}
+    check_graph(graph, shapes)
+    living = living_units(graph, masks, shapes)
+    alive = _units_per_layer(graph, living)
+    kept.update(kept_indices(graph, living))
+    gathers = _gather_(kept, small, masks, called)
+    reshape_(small, _target(small, kept, gathers))
+    with torch.no_grad():
+        for name, tensor in named_tensors(small).items():
+            if name in kept:
+                tensor.copy_(cut(before[name], kept[name]))
+    return alive, graph.fixed
+
+
+def _units_per_layer(graph: UnitGraph, living: Tensor) -> dict[str, tuple[int, int]]:
+    layer_index = graph.layer_index.cpu()
+    counts = {}
+    for number, name in enumerate(graph.layers):
+        members = living[layer_index == number]
+        if members.numel() and not members.any():
+            raise ModelError(
+                f"the layer {name!r} would be emptied: none of its {members.numel()} units reaches the "
+                "output; "
+                "keep at least one of them (min_keep), or exclude the layer"
+            )
+        counts[name] = (int(members.sum()), members.numel())
+    return counts
+
+
+def _gather_(
+    kept: Kept, small: nn.Module, masks: Mapping[str, Tensor], called: set[str]
+) -> dict[str, Gather]:
+    """Find linear layers with columns that are masked as a whole, and drop those from `kept`."""
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for path, module in small.named_modules():
+        for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(id(parameter), []).append((path, module))
+    gathers = {}
+    for name, parameter in small.named_parameters():
+        layers = owners[id(parameter)]
+        # Columns can only go where every use of the weight is a linear layer that can choose its inputs.
+        if name not in masks or not all(path in called and type(m) is nn.Linear for path, m in layers):
+            continue
+        if parameter.ndim != 2 or layers[0][0] == "":
+            continue
+        dims = kept.get(name, {})
+        read = cut(masks[name], dims).any(dim=0).cpu()
+        if read.all():
+            continue
+        if not read.any():
+            raise ModelError(
+                f"the layer {layers[0][0]!r} would be emptied: all its {read.numel()} inputs are masked; "
+                "keep at least one of them, or exclude the layer"
+            )
+        columns = read.nonzero().flatten()
+        gather = Gather(in_features=read.numel(), columns=tuple(columns.tolist()))
+        gathers.update({path: gather for path, _ in layers})
+        kept.setdefault(name, {})[1] = dims[1][columns] if 1 in dims else columns
+    return gathers
+
+
+def _target(small: nn.Module, kept: Kept, gathers: Mapping[str, Gather]) -> Architecture:
+    """The architecture that remains of a network without gathers."""
+    dense = architecture_of(small)
+    shapes, dtypes = dict(dense.shapes), dict(dense.dtypes)
+    for name, dims in kept.items():
+        if any(index.numel() == 0 for index in dims.values()):
+            raise ModelError(
+                f"{name!r} would be emptied; keep at least one of its units, or exclude its layer"
+            )
+        shapes[name] = tuple(dims[d].numel() if d in dims else size for d, size in enumerate(shapes[name]))
+    for path, gather in gathers.items():
+        shapes[f"{path}.columns"], dtypes[f"{path}.columns"] = (len(gather.columns),), "int64"
+    groups = {}
+    for path, module in small.named_modules():
+        if isinstance(module, CONVOLUTIONS) and module.groups != 1:
+            groups[path] = _groups_left(path, module, kept)
+    return replace(
+        dense,
+        shapes=shapes,
+        dtypes=dtypes,
+        groups={p: n for p, n in groups.items() if n != 1},
+        gathers=gathers,
+    )
+
+
+def _groups_left(path: str, module: nn.Module, kept: Kept) -> int:
+    """Groups of a grouped convolution: a depthwise one loses some, in others all groups shrink alike."""
+    assert isinstance(module, CONVOLUTIONS)
+    index = kept.get(f"{path}.weight", {}).get(0)
+    if index is None or module.groups != module.in_channels:
+        return module.groups
+    rows = module.weight.shape[0]
+    return index.numel() * module.groups // rows
+
+
+def _columns(small: nn.Module) -> dict[str, Tensor]:
+    """The columns that each gathered weight reads, by the weight's name."""
+    names = {id(parameter): name for name, parameter in small.named_parameters()}
+    return {
+        names[id(module.weight)]: module.columns.cpu()
+        for module in small.modules()
+        if isinstance(module, GatheredLinear)
+    }
+
+
+def _widened(
+    masks: Mapping[str, Tensor], columns: Mapping[str, Tensor], small: nn.Module
+) -> dict[str, Tensor]:
+    """Masks of gathered weights as masks of the ordinary weights: columns that are not read are masked."""
+    wide = {name: mask.cpu() for name, mask in masks.items()}
+    parameters = dict(small.named_parameters())
+    for name, index in columns.items():
+        full = torch.zeros(parameters[name].shape, dtype=torch.bool)
+        full[:, index] = wide.get(name, torch.ones(full.shape[0], index.numel(), dtype=torch.bool))
+        wide[name] = full
+    return wide
+
+
+def _narrow_(kept: Kept, columns: Mapping[str, Tensor]) -> None:
+    """Express what is kept of gathered weights by their own columns instead of those of their inputs."""
+    for name, index in columns.items():
+        dims = kept.get(name, {})
+        if 1 in dims:
+            dims[1] = torch.searchsorted(index, dims[1])
+            if dims[1].numel() == index.numel():
+                del dims[1]
+        if name in kept and not dims:
+            del kept[name]

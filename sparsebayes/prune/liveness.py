@@ -1,0 +1,168 @@
+"""Which units a mask kills.
+
+A unit (one channel or neuron) is dead when nothing of it can reach the output any more:
+
+* *unread*: every entry by which another layer reads it is masked, or belongs to a dead unit of that layer;
+* *zero*: all its own entries are masked or read only dead units, and own entries of 0 make it read as 0.
+
+Each death may cause others, upstream (a dead unit reads nothing) and downstream (a zero needs no reader), so
+both rules are applied until nothing changes.
+
+    >>> # fc1 -> fc2 -> output, fc2 reads unit 1 of fc1 by nothing
+    >>> living_units(graph, {"fc2.weight": torch.tensor([[True, False]])}, shapes)
+    tensor([ True, False])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsebayes.errors import ModelError
+from sparsebayes.groups.tracing import Slice, UnitGraph
+
+__all__ = ["check_graph", "kept_indices", "living_units"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Entries:
+    """The entries of one parameter, reduced to the dimensions along which units lie.
+
+    Args:
+        free: bool, one dimension per element of `dims`: True where some entry there is not masked.
+        dims: those dimensions of the parameter, rising.
+        slices: the parameter's slices.
+    """
+
+    free: Tensor
+    dims: tuple[int, ...]
+    slices: tuple[Slice, ...]
+
+    def along(self, dim: int, values: Tensor) -> Tensor:
+        """View a vector along one dimension of the parameter so that it broadcasts against `free`."""
+        shape = [1] * len(self.dims)
+        shape[self.dims.index(dim)] = values.numel()
+        return values.view(shape)
+
+    def positions(self, dim: int, entries: Tensor) -> Tensor:
+        """Say for each position along one dimension whether any of its entries is True."""
+        others = [axis for axis, other in enumerate(self.dims) if other != dim]
+        return entries.any(dim=others) if others else entries
+
+
+def check_graph(graph: UnitGraph, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a unit graph of another network.
+
+    Args:
+        graph: from `trace_units`.
+        shapes: of the network's parameters and buffers.
+
+    Raises:
+        ModelError: a name or a size differs, or a tensor is labelled twice and differently.
+    """
+    seen: dict[tuple[str, int], Tensor] = {}
+    for piece in (*graph.slices, *graph.buffers):
+        shape = shapes.get(piece.parameter)
+        if shape is None or not 0 <= piece.dim < len(shape) or shape[piece.dim] != piece.unit.numel():
+            raise ModelError(
+                f"the unit graph expects {piece.unit.numel()} entries along dimension {piece.dim} of "
+                f"{piece.parameter!r}, but the model has "
+                f"{'no such tensor' if shape is None else list(shape)}; "
+                "trace the model as it is now"
+            )
+        first = seen.setdefault((piece.parameter, piece.dim), piece.unit)
+        if not torch.equal(first, piece.unit):
+            raise ModelError(
+                f"the unit graph labels dimension {piece.dim} of {piece.parameter!r} twice and differently; "
+                "trace the model again"
+            )
+
+
+def living_units(
+    graph: UnitGraph, masks: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> Tensor:
+    """Find the units that survive a mask.
+
+    Args:
+        graph: the units, U of them.
+        masks: parameter name to bool of the parameter's shape, True where the entry stays; all stay where
+            absent.
+        shapes: of the network's parameters.
+
+    Returns:
+        bool, of shape `[U]`, on the CPU.
+    """
+    entries = _reduced(graph, masks, shapes)
+    reads, owns = _labelled(graph, reads=True), _labelled(graph, reads=False)
+    alive = torch.ones(graph.num_units, dtype=torch.bool)
+    while True:
+        read = torch.zeros(graph.num_units, dtype=torch.bool)
+        own = torch.zeros(graph.num_units, dtype=torch.bool)
+        for parameter in entries:
+            reaching = parameter.free
+            for piece in parameter.slices:
+                reaching = reaching & parameter.along(piece.dim, _at(alive, piece.unit))
+            for piece in parameter.slices:
+                found = piece.unit[parameter.positions(piece.dim, reaching)]
+                (read if piece.reads else own)[found[found >= 0]] = True
+        unread = reads & ~read
+        zero = owns & ~own & graph.zero_preserving.cpu()
+        survivors = alive & ~unread & ~zero
+        if torch.equal(survivors, alive):
+            return alive
+        alive = survivors
+
+
+def kept_indices(graph: UnitGraph, alive: Tensor) -> dict[str, dict[int, Tensor]]:
+    """List what surviving units leave of each tensor.
+
+    Args:
+        graph: the units.
+        alive: bool `[U]`.
+
+    Returns:
+        Parameter or buffer name to dimension to the int64 positions that stay; only dimensions that shrink.
+    """
+    kept: dict[str, dict[int, Tensor]] = {}
+    for piece in (*graph.slices, *graph.buffers):
+        stays = _at(alive, piece.unit)
+        if not stays.all():
+            kept.setdefault(piece.parameter, {})[piece.dim] = stays.nonzero().flatten()
+    return kept
+
+
+def _reduced(
+    graph: UnitGraph, masks: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> list[_Entries]:
+    """Reduce each mask once to the dimensions that carry units: the loop then never sees kernel positions."""
+    by_parameter: dict[str, list[Slice]] = {}
+    for piece in graph.slices:
+        by_parameter.setdefault(piece.parameter, []).append(piece)
+    result = []
+    for name, slices in by_parameter.items():
+        dims = tuple(sorted({piece.dim for piece in slices}))
+        mask = masks.get(name)
+        if mask is None:
+            free = torch.ones([shapes[name][dim] for dim in dims], dtype=torch.bool)
+        else:
+            others = [dim for dim in range(mask.ndim) if dim not in dims]
+            free = (mask.any(dim=others) if others else mask).cpu()
+        result.append(_Entries(free, dims, tuple(slices)))
+    return result
+
+
+def _labelled(graph: UnitGraph, *, reads: bool) -> Tensor:
+    """Say for each unit whether any slice of one kind names it; without one it cannot die for lack of it."""
+    found = torch.zeros(graph.num_units, dtype=torch.bool)
+    for piece in graph.slices:
+        if piece.reads == reads:
+            found[piece.unit[piece.unit >= 0]] = True
+    return found
+
+
+def _at(alive: Tensor, unit: Tensor) -> Tensor:
+    """Look up which positions stay; those of no unit (-1) always do."""
+    return torch.cat([alive, torch.ones(1, dtype=torch.bool)])[unit]

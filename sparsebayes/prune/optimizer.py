@@ -1,0 +1,123 @@
+"""Continuing to train a compacted network with the optimizer state of the network it came from.
+
+Compaction makes new parameters. An optimizer that keeps the old ones goes on without an error and trains
+nothing; one that starts afresh forgets momentum and second moments. So its state is cut like the parameters:
+
+    >>> small = compact(model, masks.masks, example)
+    >>> optimizer = carry_optimizer_state(
+    ...     optimizer, model, small.model, small.kept, lambda groups: torch.optim.SGD(groups, lr=0.1)
+    ... )
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsebayes.errors import ModelError
+from sparsebayes.prune.compaction import Kept, cut
+
+__all__ = ["carry_optimizer_state"]
+
+
+def carry_optimizer_state(
+    old_optimizer: Optimizer,
+    old_model: nn.Module,
+    new_model: nn.Module,
+    kept: Kept,
+    make_optimizer: Callable[[list[dict[str, object]]], Optimizer],
+) -> Optimizer:
+    """Make an optimizer for the compacted network that goes on where the old one stood.
+
+    Args:
+        old_optimizer: trains some or all parameters of `old_model`; not changed.
+        old_model: the network before compaction.
+        new_model: the compacted network.
+        kept: from the `Compaction`: what stayed of each parameter.
+        make_optimizer: called with the parameter groups, which carry the old hyper-parameters (learning rate,
+            weight decay and so on, which therefore override its defaults); returns an optimizer of the old
+            one's kind.
+
+    Returns:
+        The new optimizer: state tensors shaped like their parameter are cut, numbers are copied.
+
+    Raises:
+        ModelError: the old optimizer holds parameters that are not the old model's, the networks do not
+            belong together, `make_optimizer` changes the parameters or the kind, or a state tensor has
+            another shape than its parameter, so that it cannot be cut.
+    """
+    names = {id(parameter): name for name, parameter in old_model.named_parameters()}
+    new_parameters = dict(new_model.named_parameters())
+    groups: list[dict[str, object]] = []
+    pairs: list[tuple[str, Tensor, nn.Parameter]] = []
+    for group in old_optimizer.param_groups:
+        olds: list[Tensor] = list(group["params"])
+        found = [_counterpart(old, names, new_parameters, kept) for old in olds]
+        pairs += [(name, old, new) for old, (name, new) in zip(olds, found, strict=True)]
+        settings = {
+            key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")
+        }
+        groups.append({**settings, "params": [new for _, new in found]})
+    optimizer = make_optimizer(groups)
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if type(optimizer) is not type(old_optimizer) or [id(p) for p in held] != [
+        id(new) for _, _, new in pairs
+    ]:
+        raise ModelError(
+            f"make_optimizer should return a {type(old_optimizer).__name__} over the groups that it is "
+            "given, "
+            f"but returned a {type(optimizer).__name__} over {len(held)} parameters (expected {len(pairs)})"
+        )
+    for name, old, new in pairs:
+        if old in old_optimizer.state:
+            optimizer.state[new] = _cut_state(name, old, old_optimizer.state[old], kept.get(name, {}))
+    return optimizer
+
+
+def _counterpart(
+    old: Tensor, names: Mapping[int, str], new_parameters: Mapping[str, nn.Parameter], kept: Kept
+) -> tuple[str, nn.Parameter]:
+    """Find the new parameter of an old one."""
+    name = names.get(id(old))
+    if name is None:
+        raise ModelError(
+            f"the optimizer holds a parameter of shape {list(old.shape)} that the old model does not have; "
+            "pass the model that the optimizer was made for"
+        )
+    dims = kept.get(name, {})
+    shape = [dims[d].numel() if d in dims else size for d, size in enumerate(old.shape)]
+    new = new_parameters.get(name)
+    if new is None or list(new.shape) != shape:
+        raise ModelError(
+            f"the new model should have {name!r} of shape {shape}, but has "
+            f"{'no such parameter' if new is None else list(new.shape)}; pass both models of one compaction"
+        )
+    return name, new
+
+
+def _cut_state(
+    name: str, old: Tensor, state: Mapping[str, object], dims: Mapping[int, Tensor]
+) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.shape == old.shape:
+            result[key] = cut(value, dims)
+        elif isinstance(value, Tensor) and value.ndim == 0:
+            result[key] = value.detach().clone()
+        elif value is None or isinstance(value, bool | int | float):
+            result[key] = value
+        else:
+            shown = (
+                f"a tensor of shape {list(value.shape)}"
+                if isinstance(value, Tensor)
+                else type(value).__name__
+            )
+            raise ModelError(
+                f"the optimizer state {key!r} of {name!r} is {shown}, which cannot be cut with a parameter "
+                "of shape "
+                f"{list(old.shape)}; start a new optimizer instead"
+            )
+    return result

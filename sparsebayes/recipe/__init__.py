@@ -1,0 +1,23 @@
+"""Recipes: a whole run as typed data, read from YAML, checked before anything heavy is imported.
+
+>>> recipe = load_recipe("quickstart", preset="smoke", overrides=["train.lr=0.02"])
+>>> recipe.train.lr
+0.02
+"""
+
+from __future__ import annotations
+
+from sparsebayes.recipe.loading import dump_recipe, load_recipe, parse_recipe
+from sparsebayes.recipe.schema import Recipe, json_schema
+from sparsebayes.recipe.shipped import shipped_recipes
+from sparsebayes.recipe.summary import summarise
+
+__all__ = [
+    "Recipe",
+    "dump_recipe",
+    "json_schema",
+    "load_recipe",
+    "parse_recipe",
+    "shipped_recipes",
+    "summarise",
+]

@@ -1,0 +1,46 @@
+"""What a recipe does, in a few lines of text for a terminal.
+
+>>> from sparsebayes.recipe.loading import load_recipe
+>>> print(summarise(load_recipe("quickstart")).splitlines()[2])
+model      lenet5_caffe
+"""
+
+from __future__ import annotations
+
+import json
+
+from sparsebayes.recipe.schema import Budget, ModelSection, Recipe
+
+__all__ = ["summarise"]
+
+
+def summarise(recipe: Recipe) -> str:
+    """One line each for the data, the network, what may go, and how long it trains."""
+    data, prior, train = recipe.data, recipe.prior, recipe.train
+    phases = [
+        f"{train.pretrain.epochs} dense",
+        f"up to {train.cycles.count} cycles of {train.cycles.epochs}",
+        f"{train.finetune.epochs} after",
+    ]
+    rows = {
+        "name": recipe.name,
+        "data": f"{data.name}, {data.holdout} held out, batches of {data.batch_size}, augment {data.augment}",
+        "model": _model(recipe.model),
+        "groups": " + ".join(group.rule for group in recipe.groups),
+        "posterior": f"{recipe.posterior}, {prior.scale}, {prior.update}, by {prior.rule}",
+        "strength": f"{prior.strength}, price {prior.price}, budget {_budget(recipe.prune.budget)}",
+        "epochs": ", ".join(phases),
+        "optimizer": f"{train.optimizer}, lr {train.lr:g}",
+        "presets": ", ".join(recipe.presets) or "none",
+    }
+    return "\n".join(f"{name:10} {value}" for name, value in rows.items())
+
+
+def _model(model: ModelSection) -> str:
+    return f"{model.name} {json.dumps(model.options)}" if model.options else model.name
+
+
+def _budget(budget: Budget | None) -> str:
+    if budget is None:
+        return "none"
+    return f"{budget.params:g} of params" if budget.params is not None else f"{budget.macs:g} of MACs"

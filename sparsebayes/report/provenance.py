@@ -1,0 +1,73 @@
+"""Where a figure comes from: the machine, the libraries and the commit.
+
+>>> machine_hardware(), git_commit(Path("."))
+('AMD EPYC 7763, 2 cores', '3f2a91c04b7d')
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+__all__ = ["git_commit", "library_versions", "machine_hardware"]
+
+LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy")
+
+
+def machine_hardware() -> str:
+    """Say which processor and how many cores this process may use, and the GPU if torch sees one."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    parts = [f"{_processor()}, {cores} cores"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name(0))
+    return "; ".join(parts)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide on figures and speed."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def git_commit(root: Path) -> str:
+    """Name the commit that a working tree is on.
+
+    Args:
+        root: a folder in the working tree.
+
+    Returns:
+        The first 12 digits of the commit, with "-dirty" behind them if tracked files were changed; "unknown"
+        outside a repository or before the first commit.
+    """
+    commit = _git(root, "rev-parse", "--short=12", "HEAD")
+    if not commit:
+        return "unknown"
+    return f"{commit}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    """The processor's name: /proc/cpuinfo knows it on Linux, where `platform` does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

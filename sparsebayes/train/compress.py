@@ -1,0 +1,415 @@
+"""The compression of one network: pre-train, then cycles of {curvature, update, select, compact, train}, then fine-tune.
+
+Every cycle raises the strength just far enough to remove its share of what is left, and leaves a smaller ordinary
+network behind: a point of the run's front, saved at once. Everything a cycle does follows from the point before it and
+from the run's seed, so an interrupted run goes on from its last point to the same numbers.
+
+Decisions use held-out training images only. `strength: auto` takes the smallest network whose held-out loss, after
+fine-tuning, is within one standard error of the best seen; a number or a budget ends the cycles where it says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsebayes.api import SparseModel
+from sparsebayes.cost import cost
+from sparsebayes.data.loader import Loader
+from sparsebayes.export.saved import load_model, save_model
+from sparsebayes.groups import Grouping, concatenate, make_grouping
+from sparsebayes.prune.architecture import architecture_of
+from sparsebayes.prune.carry import Lineage
+from sparsebayes.prune.masking import Masks
+from sparsebayes.prune.pricing import EntryCosts, entry_costs, group_prices, select_within
+from sparsebayes.prune.scores import magnitude_score, random_score, taylor_score
+from sparsebayes.prune.selection import Selection
+from sparsebayes.recipe.schema import Recipe
+from sparsebayes.train.checkpoint import read_checkpoint, write_checkpoint
+from sparsebayes.train.evaluation import Evaluation, evaluate
+from sparsebayes.train.fit import Epoch, Phase, fit_
+from sparsebayes.train.front import Point, band_limit, read_front, replace_point, within_band, write_front
+from sparsebayes.train.progress import Reporter
+from sparsebayes.train.seeding import derive_seed
+
+__all__ = ["Compressor", "Loaders"]
+
+PATIENCE = 2
+"""Cycles in a row whose loss is out of reach of the band before `strength: auto` stops exploring."""
+REACH = 2.0
+"""Times the band's limit that fine-tuning is trusted to bring back."""
+FINETUNES = 4
+"""Points that `strength: auto` fine-tunes at most, by bisection."""
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """The images of a run.
+
+    Attributes:
+        train: Shuffled and augmented.
+        plain: The same images as they are, in shuffled order, for curvature.
+        heldout: For decisions.
+        example: One input, of shape ``[1, ...]``.
+    """
+
+    train: Loader
+    plain: Loader
+    heldout: Loader
+    example: Tensor
+
+
+class Compressor:
+    """Runs the phases of one compression in a run folder, from wherever the folder stands.
+
+    Args:
+        recipe: What to do.
+        loaders: The images.
+        build: Makes a fresh dense network on the run's device.
+        folder: The run folder.
+        record: Called with one dictionary per epoch and per cycle, for metrics.jsonl.
+        reporter: Told of every step.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        loaders: Loaders,
+        build: Callable[[], nn.Module],
+        folder: Path,
+        record: Callable[[dict[str, Any]], None],
+        reporter: Reporter,
+    ) -> None:
+        self.recipe = recipe
+        self.loaders = loaders
+        self.folder = folder
+        self.points: list[Point] = read_front(folder / "pareto.json")
+        self.refused: tuple[str, ...] = ()
+        self.seconds: dict[str, float] = {}
+        self._build = build
+        self._record = record
+        self._reporter = reporter
+        self._teacher: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._dense: Grouping | None = None
+        self._device = loaders.example.device
+
+    def run(self) -> Point:
+        """Do what is left to do.
+
+        Returns:
+            The chosen point; its network is in ``points/K``.
+
+        Raises:
+            NumericsError: If training collapses.
+            ModelError: If the network cannot be traced or compacted.
+        """
+        if not self.points:
+            self._timed("pretrain", self._pretrain)
+        if not any(point.finetuned or point.chosen for point in self.points):
+            self._timed("cycles", self._cycles)
+        if not any(point.chosen for point in self.points):
+            self._timed("finetune", self._finetune)
+        return next(point for point in self.points if point.chosen)
+
+    def network(self, point: int) -> tuple[nn.Module, Lineage]:
+        """A saved network and how it came from the dense one."""
+        folder = self._point_folder(point)
+        lineage = Lineage.load(folder / "lineage.safetensors")
+        masks = {name: mask.to(self._device) for name, mask in lineage.masks.items()}
+        return load_model(folder).to(self._device), replace(lineage, masks=masks)
+
+    def _timed(self, name: str, phase: Callable[[], None]) -> None:
+        start = time.perf_counter()
+        phase()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def _pretrain(self) -> None:
+        model = self._build()
+        train = self.recipe.train
+        phase = Phase(
+            name="pretrain", epochs=train.pretrain.epochs, lr=train.rate(train.pretrain), seed=self.recipe.seed,
+            keep_best=True,
+        )  # fmt: skip
+        result = self._fit(model, phase, {})
+        grouping = self._dense_grouping(model)
+        widths = {layer: int((grouping.layer_index == k).sum()) for k, layer in enumerate(grouping.layers)}
+        lineage = Lineage(torch.ones(grouping.num_groups, dtype=torch.bool))
+        self._add_point(model, lineage, result, strength=None, widths=widths)
+
+    def _cycles(self) -> None:
+        """Shrink until the budget, the strength, the band or the number of cycles says stop."""
+        recipe = self.recipe
+        model, lineage = self.network(self.points[-1].point)
+        costs = self._costs(model)
+        dense = self._spent(self.points[0], costs.kind)
+        budget = None if recipe.prune.budget is None else self._budget_share() * dense
+        while len(self.points) <= recipe.train.cycles.count and not self._explored():
+            left = self._spent(self.points[-1], costs.kind)
+            if budget is not None and left <= budget:
+                return
+            target = max(left * (1 - recipe.train.cycles.shrink), budget or 0.0)
+            number = len(self.points)
+            step = self._remove(model, lineage, costs, target, number)
+            if step is None:
+                self._reporter.line("no group is left to remove within the bounds; the cycles end here")
+                return
+            model, lineage, strength, widths = step
+            costs = self._costs(model)
+            train = recipe.train
+            phase = Phase(
+                name=f"cycle {number}", epochs=train.cycles.epochs, lr=train.rate(train.cycles), seed=recipe.seed,
+                reference=self.points[-1].heldout_loss,
+            )  # fmt: skip
+            result = self._fit(model, phase, lineage.masks)
+            self._add_point(model, lineage, result, strength=strength, widths=widths)
+
+    def _remove(
+        self, model: nn.Module, lineage: Lineage, costs: EntryCosts, target: float, number: int
+    ) -> tuple[nn.Module, Lineage, float | None, dict[str, int]] | None:
+        """One removal; None if nothing can go."""
+        recipe = self.recipe
+        grouping, origin = lineage.grouping(self._dense_grouping())
+        sparse = SparseModel(
+            model, grouping, example=self.loaders.example, num_data=self.loaders.train.num_data,
+            scale=recipe.prior.scale, seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
+        )  # fmt: skip
+        sparse.masks = Masks(lineage.masks) if lineage.masks else None
+        score = self._score(sparse, grouping, number)
+        if recipe.prior.price != "none":
+            score = score / group_prices(grouping, self._costs(model, recipe.prior.price))
+        selection = select_within(
+            grouping, score, sparse.graph(), costs, target=target, ceiling=self._ceiling(),
+            max_removal=recipe.prune.max_removal, min_keep=recipe.prune.min_keep, masks=lineage.masks,
+        )  # fmt: skip
+        if bool(selection.on.all()):
+            return None
+        self.refused = sparse.graph().fixed
+        sparse.prune_(selection)
+        done = sparse.compact()
+        self._log_removal(sparse, selection, number)
+        widths = {layer: kept for layer, (kept, _) in selection.counts().items()}
+        return done.model, lineage.then(origin, selection.on, dict(done.masks), done.kept), selection.strength, widths
+
+    def _score(self, sparse: SparseModel, grouping: Grouping, number: int) -> Tensor:
+        """Score of every group, of shape ``[G]``: evidence in nats, or a baseline that only orders."""
+        recipe = self.recipe
+        self.loaders.plain.reseed_(derive_seed(recipe.seed, "curvature images", number))
+        kind = recipe.prune.score
+        if kind == "magnitude":
+            return magnitude_score(sparse.model, grouping)
+        if kind == "random":
+            return random_score(grouping, derive_seed(recipe.seed, "random score", number))
+        if kind == "taylor":
+            count = -(-recipe.curvature.num_images // recipe.data.batch_size)
+            batches = (batch for _, batch in zip(range(count), self.loaders.plain, strict=False))
+            return taylor_score(sparse.model, grouping, batches)
+        posterior = sparse.update(
+            self.loaders.plain, strength=1.0, num_images=recipe.curvature.num_images,
+            estimator=recipe.curvature.estimator, factor=recipe.curvature.factor, draws=recipe.curvature.draws,
+        )  # fmt: skip
+        return posterior.evidence
+
+    def _finetune(self) -> None:
+        """Train the result for long; with `strength: auto` find by bisection the smallest that ends in the band."""
+        if not self._is_auto():
+            self._finetune_point(self.points[-1])
+            self._choose(self.points[-1])
+            return
+        limit = band_limit(self.points)
+        reach = max((p.point for p in self.points if p.heldout_loss <= REACH * limit), default=0)
+        low = max((p.point for p in within_band(self.points)), default=0)
+        high = max(reach, low)
+        accepted, attempts = 0, 0
+        # Invariant: every point above `high` is out of reach, and `low` is the largest number that may still be needed.
+        while attempts < FINETUNES and high > accepted:
+            number = high if attempts == 0 else (accepted + high + 1) // 2
+            point = self.points[number]
+            if not point.finetuned:
+                point = self._finetune_point(point)
+            attempts += 1
+            if point.heldout_loss <= limit:
+                accepted = number
+            else:
+                high = number - 1
+        if accepted == 0 and low > 0:
+            accepted = low
+            if not self.points[low].finetuned:
+                self._finetune_point(self.points[low])
+        self._choose(self.points[accepted])
+
+    def _finetune_point(self, point: Point) -> Point:
+        model, lineage = self.network(point.point)
+        train = self.recipe.train
+        phase = Phase(
+            name=f"finetune {point.point}", epochs=train.finetune.epochs, lr=train.rate(train.finetune),
+            seed=self.recipe.seed, keep_best=True, reference=point.heldout_loss,
+        )  # fmt: skip
+        result = self._fit(model, phase, lineage.masks)
+        new = replace(
+            point, heldout_loss=result.loss, standard_error=result.standard_error, heldout_error=result.error,
+            finetuned=True,
+        )  # fmt: skip
+        self._save_network(new.point, model, lineage)
+        self.points = replace_point(self.points, new)
+        write_front(self.folder / "pareto.json", self.points)
+        self._reporter.line(f"fine-tuned point {new.point}: {_describe(new)}")
+        return new
+
+    def _choose(self, point: Point) -> None:
+        self.points = replace_point(self.points, replace(point, chosen=True))
+        write_front(self.folder / "pareto.json", self.points)
+        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+
+    def _fit(self, model: nn.Module, phase: Phase, masks: dict[str, Tensor]) -> Evaluation:
+        """Train one phase with what every phase shares: masks, teacher, records and the checkpoint to resume from."""
+        self._reporter.phase(phase.name, phase.epochs)
+        start = time.perf_counter()
+        held = Masks(masks) if masks else None
+
+        def after_step(lr: float) -> None:
+            if held is not None:
+                held.reapply_(model)
+
+        def on_epoch(epoch: Epoch) -> None:
+            self._reporter.step()
+            self._record({
+                "phase": phase.name.split()[0], "cycle": len(self.points), "epoch": epoch.epoch, "lr": epoch.lr,
+                "train_loss": epoch.train_loss, "heldout_loss": epoch.heldout.loss,
+                "heldout_error": epoch.heldout.error, "seconds": time.perf_counter() - start,
+            })  # fmt: skip
+
+        def save(state: dict[str, Any]) -> None:
+            write_checkpoint(self.folder / "checkpoint.pt", {"phase": phase.name, "state": state})
+
+        return fit_(
+            model, self.loaders.train, self.loaders.heldout, phase, self.recipe.train,
+            teacher=self._teach() if phase.name != "pretrain" else None,
+            after_step=after_step if held is not None else None, on_epoch=on_epoch, save=save,
+            resume=self._resumed(phase),
+        )  # fmt: skip
+
+    def _resumed(self, phase: Phase) -> dict[str, Any] | None:
+        """State of this very phase, if the run was interrupted within it."""
+        path = self.folder / "checkpoint.pt"
+        if not path.is_file():
+            return None
+        checkpoint = read_checkpoint(path)
+        if checkpoint.get("phase") != phase.name:
+            return None
+        state: dict[str, Any] = checkpoint["state"]
+        return state
+
+    def _teach(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The dense network's logits for training images: looked up where images are never changed, else computed."""
+        if self.recipe.train.distill == 0:
+            return None
+        if self._teacher is None:
+            dense, _ = self.network(0)
+            dense.eval().requires_grad_(False)
+            if self.recipe.data.augment == "none":
+                table = _logits(dense, self.loaders.train)
+                self._teacher = lambda positions, images: table[positions]
+            else:
+                self._teacher = lambda positions, images: dense(images)
+        return self._teacher
+
+    def _add_point(
+        self, model: nn.Module, lineage: Lineage, result: Evaluation, *, strength: float | None, widths: dict[str, int]
+    ) -> None:
+        number = len(self.points)
+        spent = cost(model, self.loaders.example)
+        zeros = sum(int((~mask).sum()) for mask in lineage.masks.values())
+        point = Point(
+            number, spent.params - zeros, spent.macs, result.loss, result.standard_error, result.error,
+            strength=strength, widths=widths,
+        )  # fmt: skip
+        self._save_network(number, model, lineage)
+        self.points.append(point)
+        write_front(self.folder / "pareto.json", self.points)
+        self._record({
+            "phase": "point", "cycle": number, "params": point.params, "macs": point.macs, "strength": strength,
+            "heldout_loss": point.heldout_loss, "heldout_error": point.heldout_error,
+        })  # fmt: skip
+        self._reporter.line(f"point {number}: {_describe(point)}")
+
+    def _save_network(self, point: int, model: nn.Module, lineage: Lineage) -> None:
+        folder = self._point_folder(point)
+        folder.mkdir(parents=True, exist_ok=True)
+        section = self.recipe.model
+        save_model(folder, model, architecture_of(model, builder=section.name, options=section.options))
+        lineage.save(folder / "lineage.safetensors")
+
+    def _point_folder(self, point: int) -> Path:
+        return self.folder / "points" / str(point)
+
+    def _dense_grouping(self, dense: nn.Module | None = None) -> Grouping:
+        """The recipe's groups over the dense network; those of smaller ones are followed from here."""
+        if self._dense is None:
+            model = dense if dense is not None else self.network(0)[0]
+            example = self.loaders.example
+            parts = [
+                make_grouping(model, rule.rule, example=example, include=rule.include, exclude=rule.exclude)
+                for rule in self.recipe.groups
+            ]
+            self._dense = concatenate(parts)
+        return self._dense
+
+    def _costs(self, model: nn.Module, kind: str | None = None) -> EntryCosts:
+        """Entry costs in the budget's unit, else in the price's, else in parameters."""
+        if kind is None:
+            budget, price = self.recipe.prune.budget, self.recipe.prior.price
+            kind = "macs" if budget is not None and budget.macs is not None else "params"
+            kind = price if budget is None and price != "none" else kind
+        return entry_costs(model, self.loaders.example, kind)
+
+    def _spent(self, point: Point, kind: str) -> float:
+        return float(point.params if kind == "params" else point.macs)
+
+    def _budget_share(self) -> float:
+        budget = self.recipe.prune.budget
+        assert budget is not None
+        return budget.params or budget.macs or 1.0
+
+    def _ceiling(self) -> float:
+        strength = self.recipe.prior.strength
+        return strength if isinstance(strength, float) else float("inf")
+
+    def _is_auto(self) -> bool:
+        return self.recipe.prior.strength == "auto" and self.recipe.prune.budget is None
+
+    def _explored(self) -> bool:
+        """Whether `strength: auto` has seen enough: the last points are all out of reach of the band."""
+        if not self._is_auto() or len(self.points) <= PATIENCE:
+            return False
+        limit = REACH * band_limit(self.points)
+        return all(point.heldout_loss > limit for point in self.points[-PATIENCE:])
+
+    def _log_removal(self, sparse: SparseModel, selection: Selection, number: int) -> None:
+        self._record({"phase": "select", "cycle": number, "strength": selection.strength, "kept": selection.num_kept})
+        (self.folder / "selection.json").write_text(selection.to_json(), encoding="utf-8")
+
+
+def _logits(model: nn.Module, loader: Loader) -> Tensor:
+    """Logits for all training images by position, of shape ``[N, C]``."""
+    table: Tensor | None = None
+    with torch.no_grad():
+        for positions, images, _ in loader.indexed():
+            logits = model(images)
+            if table is None:
+                table = torch.zeros(loader.num_data, logits.shape[1], device=logits.device)
+            table[positions] = logits
+    assert table is not None
+    return table
+
+
+def _describe(point: Point) -> str:
+    return (
+        f"{point.params:,} parameters, {point.macs:,} MACs, held-out loss {point.heldout_loss:.4f} "
+        f"± {point.standard_error:.4f}, error {100 * point.heldout_error:.2f} %"
+    )

@@ -1,0 +1,260 @@
+"""Train one network for one phase, keep its best state, and step back when it collapses.
+
+A phase is a number of epochs under one learning-rate cycle. Small networks die at the rate that suits the dense one, so
+a phase that ends in chance or in NaN is begun again at a third of its rate, and a phase never ends worse than it began
+where that is asked for (``keep_best``).
+
+Every epoch draws from its own random stream and its end can be saved, so an interrupted phase goes on to the very
+numbers of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsebayes.data.loader import Loader
+from sparsebayes.errors import NumericsError
+from sparsebayes.recipe.schema import TrainSection
+from sparsebayes.train.evaluation import Evaluation, check_logits, evaluate
+from sparsebayes.train.schedule import one_cycle
+from sparsebayes.train.seeding import derive_seed
+
+__all__ = ["Epoch", "Phase", "fit_"]
+
+ATTEMPTS = 4
+"""Learning rates that a phase tries: its own, then each a third of the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One phase of training.
+
+    Attributes:
+        name: Names the phase's random stream and its records.
+        epochs: Passes over the training images; 0 leaves the network as it is.
+        lr: Highest learning rate.
+        seed: The run's seed.
+        keep_best: End with the best state by held-out loss, the first one included, instead of the last.
+        reference: Held-out loss that the network had before it was disturbed; None if it never learned anything.
+    """
+
+    name: str
+    epochs: int
+    lr: float
+    seed: int
+    keep_best: bool = False
+    reference: float | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch did.
+
+    Attributes:
+        epoch: 1-based number within the phase.
+        lr: Highest rate of the phase's present attempt.
+        train_loss: Mean training loss of an image over the epoch, in nats.
+        heldout: The network on the held-out images after the epoch.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float
+    heldout: Evaluation
+
+
+def fit_(
+    model: nn.Module,
+    loader: Loader,
+    heldout: Loader,
+    phase: Phase,
+    settings: TrainSection,
+    *,
+    teacher: Callable[[Tensor, Tensor], Tensor] | None = None,
+    after_step: Callable[[float], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    save: Callable[[dict[str, Any]], None] | None = None,
+    resume: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Train `model` in place.
+
+    Args:
+        model: The network; ends in training mode as it came.
+        loader: Training images.
+        heldout: Images for decisions: not trained on, and not the test set.
+        phase: What to do.
+        settings: Optimizer and loss.
+        teacher: Maps positions in the training set ``[B]`` and images to the logits ``[B, C]`` to learn from.
+        after_step: Called with the step's learning rate after every step (masks, proximal shrinkage).
+        on_epoch: Called after every epoch.
+        save: Called after every epoch with the state to resume from.
+        resume: Such a state: the phase goes on after its epoch.
+
+    Returns:
+        The network on the held-out images as it ends.
+
+    Raises:
+        NumericsError: If the network collapses at every rate that is tried.
+        ModelError: If its outputs do not fit the labels.
+    """
+    initial = _copy(model)
+    start = evaluate(model, heldout)
+    if phase.epochs == 0:
+        return start
+    state = resume or {"attempt": 0, "epoch": 0, "initial": initial, "best": initial, "start": start.loss, "best_loss": start.loss}
+    for attempt in range(state["attempt"], ATTEMPTS):
+        ended = _attempt(model, loader, heldout, phase, settings, state, teacher, after_step, on_epoch, save)
+        if ended is not None:
+            return ended
+        _restore_(model, state["initial"])
+        state = {**state, "attempt": attempt + 1, "epoch": 0, "best": state["initial"], "best_loss": state["start"]}
+    raise NumericsError(
+        f"the network collapsed in phase {phase.name!r} at every learning rate from {phase.lr:g} down to "
+        f"{phase.lr * 3.0 ** (1 - ATTEMPTS):.2g}; lower train.lr or set train.grad_clip, and check the data"
+    )
+
+
+def _attempt(
+    model: nn.Module,
+    loader: Loader,
+    heldout: Loader,
+    phase: Phase,
+    settings: TrainSection,
+    state: Mapping[str, Any],
+    teacher: Callable[[Tensor, Tensor], Tensor] | None,
+    after_step: Callable[[float], None] | None,
+    on_epoch: Callable[[Epoch], None] | None,
+    save: Callable[[dict[str, Any]], None] | None,
+) -> Evaluation | None:
+    """Run the phase at one learning rate; None if the network collapsed."""
+    lr = phase.lr * 3.0 ** -state["attempt"]
+    optimizer = make_optimizer(model, settings, lr)
+    if "optimizer" in state:
+        optimizer.load_state_dict(state["optimizer"])
+        _restore_(model, state["model"])
+    best, best_loss = state["best"], state["best_loss"]
+    last: Evaluation | None = None
+    for epoch in range(state["epoch"], phase.epochs):
+        loader.reseed_(derive_seed(phase.seed, phase.name, "epoch", epoch))
+        loss = _epoch_(model, loader, optimizer, phase, settings, lr, epoch, teacher, after_step)
+        last = evaluate(model, heldout)
+        if not math.isfinite(loss) or _collapsed(last, phase, epoch):
+            return None
+        if on_epoch is not None:
+            on_epoch(Epoch(epoch + 1, lr, loss, last))
+        if phase.keep_best and last.loss < best_loss:
+            best, best_loss = _copy(model), last.loss
+        if save is not None:
+            moment = {"epoch": epoch + 1, "best": best, "best_loss": best_loss, "model": _copy(model)}
+            save({**state, **moment, "optimizer": optimizer.state_dict()})
+    if phase.keep_best:
+        _restore_(model, best)
+    return evaluate(model, heldout) if phase.keep_best or last is None else last
+
+
+def _epoch_(
+    model: nn.Module,
+    loader: Loader,
+    optimizer: torch.optim.Optimizer,
+    phase: Phase,
+    settings: TrainSection,
+    lr: float,
+    epoch: int,
+    teacher: Callable[[Tensor, Tensor], Tensor] | None,
+    after_step: Callable[[float], None] | None,
+) -> float:
+    """One pass over the training images; the mean loss, read once at the end so that no step waits for it."""
+    training = model.training
+    model.train()
+    total: Tensor | None = None
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    step = epoch * len(loader)
+    for positions, images, labels in loader.indexed():
+        rate = lr * one_cycle(step, phase.epochs * len(loader))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        logits = model(images)
+        if total is None:
+            check_logits(logits, labels)
+        soft = None if teacher is None else teacher(positions, images)
+        loss = objective(logits, labels, soft, settings)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if settings.grad_clip is not None:
+            nn.utils.clip_grad_norm_(parameters, settings.grad_clip)
+        optimizer.step()
+        if after_step is not None:
+            after_step(rate)
+        total = loss.detach() if total is None else total + loss.detach()
+        step += 1
+    model.train(training)
+    return float("nan") if total is None else float(total) / len(loader)
+
+
+def objective(logits: Tensor, labels: Tensor, soft: Tensor | None, settings: TrainSection) -> Tensor:
+    """Mean training loss of a batch: cross-entropy, mixed with the dense network's soft targets.
+
+    The soft part is ``tau * KL(teacher || student)`` of both logits divided by the temperature tau; the factor tau
+    keeps its gradient's size independent of tau where the two nearly agree (Hinton, Vinyals and Dean 2015, section
+    2.1, whose factor tau^2 counts the gradient with respect to the divided logits).
+
+    Args:
+        logits: Of shape ``[B, C]``.
+        labels: int64 of shape ``[B]``.
+        soft: The dense network's logits, of shape ``[B, C]``; None: labels only.
+        settings: `distill`, `distill_temperature` and `label_smoothing`.
+
+    Returns:
+        Nats per image, a scalar.
+    """
+    hard = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+    if soft is None or settings.distill == 0:
+        return hard
+    tau = settings.distill_temperature
+    divergence = F.kl_div(
+        F.log_softmax(logits / tau, 1), F.log_softmax(soft / tau, 1), log_target=True, reduction="batchmean"
+    )
+    return (1 - settings.distill) * hard + settings.distill * tau * divergence
+
+
+def make_optimizer(model: nn.Module, settings: TrainSection, lr: float) -> torch.optim.Optimizer:
+    """Optimizer of the recipe over the parameters that are trained.
+
+    Args:
+        model: The network.
+        settings: `optimizer`, `momentum` and `weight_decay`.
+        lr: Learning rate.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decay = settings.weight_decay
+    if settings.optimizer == "sgd":
+        nesterov = settings.momentum > 0
+        return torch.optim.SGD(parameters, lr, settings.momentum, weight_decay=decay, nesterov=nesterov)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    return kind(parameters, lr, weight_decay=decay)
+
+
+def _collapsed(now: Evaluation, phase: Phase, epoch: int) -> bool:
+    """Whether a network that had learned is on its way to chance, or a first training ended there."""
+    if not math.isfinite(now.loss):
+        return True
+    if phase.reference is None:
+        return epoch + 1 == phase.epochs and now.loss > 0.95 * now.chance
+    # Training never takes a sound network half the way to chance. The first quarter of the phase is not judged, since
+    # a large removal is still being repaired there.
+    return 4 * (epoch + 1) > phase.epochs and now.loss > 0.5 * (phase.reference + now.chance)
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _restore_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    model.load_state_dict(dict(state))

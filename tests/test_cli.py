@@ -1,0 +1,365 @@
+"""The command line: what is called, what is printed, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from sparsebayes import __version__
+from sparsebayes.cli import main
+from sparsebayes.errors import RunError
+from sparsebayes.recipe import dump_recipe, json_schema, load_recipe, parse_recipe, shipped_recipes
+from sparsebayes.recipe.schema import Recipe
+
+SMALL = "# A small one.\nversion: 1\nname: tiny\nmodel: {name: lenet5_caffe}\npresets: {smoke: {seed: 7}}\n"
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, prog_name="sparsebayes")
+
+
+def complaint(*arguments: str) -> str:
+    """The one sentence that a mistaken command ends in."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    return result.stderr.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """Stand-ins for what the commands call; the list of the calls made."""
+    made: list[tuple[str, tuple[object, ...], dict[str, object]]] = []
+
+    def stand_in(name: str) -> object:
+        def function(*args: object, **kwargs: object) -> Path:
+            made.append((name, args, kwargs))
+            return Path("made/by") / name
+
+        return function
+
+    train, run = types.ModuleType("sparsebayes.train"), types.ModuleType("sparsebayes.train.run")
+    run.run_recipe, run.export_point = stand_in("run_recipe"), stand_in("export_point")
+    report = types.ModuleType("sparsebayes.report")
+    report.write_report = stand_in("write_report")
+    for module in (train, run, report):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(SMALL, encoding="utf-8")
+    Path("first").mkdir()
+    Path("second").mkdir()
+    return made
+
+
+def test_run_gives_the_resolved_recipe_and_prints_the_run_folder(calls):
+    result = call(
+        "run", "tiny.yaml", "train.lr=0.5", "--preset", "smoke", "data.holdout=9", "--device", "cpu"
+    )
+    assert result.exit_code == 0
+    assert result.output == f"run folder: {Path('made/by/run_recipe')}\n"
+    [(_, (recipe,), options)] = calls
+    assert isinstance(recipe, Recipe)
+    assert (recipe.train.lr, recipe.data.holdout, recipe.seed, recipe.device) == (0.5, 9, 7, "cpu")
+    assert options == {"out": None, "resume": None, "quiet": False, "overwrite": False}
+
+
+def test_run_passes_its_options_on(calls):
+    assert call("run", "tiny.yaml", "--seed", "3", "--out", "o", "--overwrite", "--quiet").exit_code == 0
+    assert call("run", "tiny.yaml", "--resume", "first").exit_code == 0
+    assert [options for _, _, options in calls] == [
+        {"out": Path("o"), "resume": None, "quiet": True, "overwrite": True},
+        {"out": None, "resume": Path("first"), "quiet": False, "overwrite": False},
+    ]
+    assert calls[0][1][0].seed == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["tiny.yaml", "train.lr=x"], "override 'train.lr=x': train.lr: expected a number, got 'x'"),
+        (
+            ["tiny.yaml", "--preset", "smok"],
+            "tiny.yaml: unknown preset 'smok'; did you mean 'smoke'? Choices: smoke",
+        ),
+        (["tiny"], "unknown recipe 'tiny'"),
+        (
+            ["tiny.yaml", "--device", "gpu"],
+            "Invalid value for '--device': 'gpu' is not one of 'auto', 'cpu', 'cuda'",
+        ),
+        (["tiny.yaml", "--seed", "x"], "Invalid value for '--seed': 'x' is not a valid integer"),
+        (
+            ["tiny.yaml", "--seed", "-1"],
+            "Invalid value for '--seed': -1 is not in the range 0<=x<=4294967295",
+        ),
+        (["tiny.yaml", "--sed", "1"], "No such option '--sed'"),
+        (
+            ["tiny.yaml", "--train.lr=1"],
+            "No such option '--train.lr'. A key of the recipe is written without dashes: train.lr=VALUE; see",
+        ),
+        (
+            ["tiny.yaml", "--", "--train.lr=1"],
+            "override '--train.lr=1': expected key=value without dashes, such as",
+        ),
+        ([], "Missing argument 'RECIPE'; see 'sparsebayes run --help'"),
+        (["tiny.yaml", "--resume", "none"], "expected a run folder, got 'none', which is no folder"),
+        (
+            ["tiny.yaml", "--resume", "tiny.yaml"],
+            "expected a run folder, got 'tiny.yaml', which is no folder",
+        ),
+        (
+            ["tiny.yaml", "--resume", "first", "--out", "o"],
+            "expected either --resume or --out and --overwrite, got",
+        ),
+        (
+            ["tiny.yaml", "--resume", "first", "--overwrite"],
+            "expected either --resume or --out and --overwrite, got",
+        ),
+    ],
+)
+def test_mistakes_in_run_are_sentences_and_run_nothing(calls, arguments, sentence):
+    assert complaint("run", *arguments).startswith(sentence)
+    assert calls == []
+
+
+def test_the_devices_of_the_option_are_those_of_the_recipe():
+    [option] = [parameter for parameter in main.commands["run"].params if parameter.name == "device"]
+    assert isinstance(option.type, click.Choice)
+    assert list(option.type.choices) == json_schema()["properties"]["device"]["enum"]
+
+
+@pytest.mark.parametrize("arguments", [["--device", "cuda"], ["device=cuda"]])
+def test_a_gpu_that_is_not_there_is_one_sentence(calls, monkeypatch, arguments):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    sentence = "expected a CUDA device for 'device: cuda', found none; use --device cpu or auto"
+    assert complaint("run", "tiny.yaml", *arguments) == sentence
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert call("run", "tiny.yaml", *arguments).exit_code == 0
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run_recipe(*args: object, **kwargs: object) -> Path:
+        raise error
+
+    monkeypatch.setattr(sys.modules["sparsebayes.train.run"], "run_recipe", run_recipe)
+
+
+def test_an_error_of_the_package_is_one_sentence(calls, monkeypatch):
+    fail_with(monkeypatch, RunError("the disk is full; make room"))
+    assert complaint("run", "tiny.yaml") == "the disk is full; make room"
+
+
+def test_an_error_of_the_program_keeps_its_traceback(calls, monkeypatch):
+    fail_with(monkeypatch, ZeroDivisionError("a bug"))
+    result = call("run", "tiny.yaml")
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "options", "folder"),
+    [
+        (KeyboardInterrupt("runs/tiny 1"), [], "'runs/tiny 1'"),
+        (KeyboardInterrupt(), ["--out", "o"], "o"),
+        (KeyboardInterrupt(), ["--resume", "first"], "first"),
+    ],
+)
+def test_an_interrupted_run_says_how_to_go_on(calls, monkeypatch, interrupt, options, folder):
+    fail_with(monkeypatch, interrupt)
+    result = call(
+        "run", "tiny.yaml", "groups=[units, features]", "--preset", "smoke", "--seed", "3", *options
+    )
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "continue with: sparsebayes run tiny.yaml 'groups=[units, features]' seed=3 --preset smoke "
+        f"--resume {folder}\ninterrupted\n"
+    )
+
+
+def test_an_interruption_without_a_folder_is_just_said(calls, monkeypatch):
+    fail_with(monkeypatch, KeyboardInterrupt())
+    result = call("run", "tiny.yaml")
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+def test_export_passes_its_options_on(calls):
+    assert call("export", "first").output == f"exported to {Path('made/by/export_point')}\n"
+    assert call("export", "first", "--point", "3", "--out", "o", "--legacy").exit_code == 0
+    assert call("export", "first", "--max-params", "500").exit_code == 0
+    assert [(args, kwargs) for _, args, kwargs in calls] == [
+        ((Path("first"),), {"point": None, "max_params": None, "out": None, "legacy": False}),
+        ((Path("first"),), {"point": 3, "max_params": None, "out": Path("o"), "legacy": True}),
+        ((Path("first"),), {"point": None, "max_params": 500, "out": None, "legacy": False}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["first", "--point", "1", "--max-params", "5"],
+            "expected --point or --max-params, got both; give one of",
+        ),
+        (["first", "--point", "-1"], "Invalid value for '--point': -1 is not in the range x>=0"),
+        (["first", "--max-params", "0"], "Invalid value for '--max-params': 0 is not in the range x>=1"),
+        (["none"], "expected a run folder, got 'none', which is no folder; runs/ holds them by default"),
+    ],
+)
+def test_mistakes_in_export_are_sentences(calls, arguments, sentence):
+    assert complaint("export", *arguments).startswith(sentence)
+    assert calls == []
+
+
+def test_report_writes_the_report_of_each_run(calls):
+    result = call("report", "first", "second")
+    assert result.output == f"report: {Path('first/report.html')}\nreport: {Path('second/report.html')}\n"
+    assert calls == [("write_report", (Path("first"),), {}), ("write_report", (Path("second"),), {})]
+
+
+def test_report_writes_nothing_where_one_folder_is_missing(calls):
+    assert complaint("report", "first", "none").startswith("expected a run folder, got 'none'")
+    assert complaint("report").startswith("Missing argument 'RUN...'; see 'sparsebayes report --help'")
+    assert calls == []
+
+
+def test_validate_says_what_the_recipe_does(calls):
+    changes = ["prune.budget.macs=0.25", "model.options={num_classes: 3}", "groups=[units, '2:4']"]
+    result = call("validate", "tiny.yaml", *changes, "--preset", "smoke")
+    assert result.exit_code == 0
+    assert result.output.splitlines() == [
+        "name       tiny",
+        "data       embedded_mnist, 1000 held out, batches of 128, augment none",
+        'model      lenet5_caffe {"num_classes": 3}',
+        "groups     units + 2:4",
+        "posterior  laplace, switches, reweighted, by evidence",
+        "strength   auto, price none, budget 0.25 of MACs",
+        "epochs     4 dense, up to 12 cycles of 1, 10 after",
+        "optimizer  sgd, lr 0.05",
+        "presets    smoke",
+        "recipe is valid",
+    ]
+    assert "budget 0.1 of params" in call("validate", "tiny.yaml", "prune.budget.params=0.1").output
+    assert "price none, budget none" in call("validate", "tiny.yaml").output
+
+
+def test_validate_lists_every_mistake(calls):
+    Path("bad.yaml").write_text(SMALL + "sed: 1\ntrain: {lr: x}\n", encoding="utf-8")
+    assert complaint("validate", "bad.yaml").splitlines()[0] == "2 mistakes in bad.yaml:"
+    assert "bad.yaml:6: unknown key 'sed'; did you mean 'seed'?" in complaint("validate", "bad.yaml")
+
+
+def test_show_prints_a_recipe_that_can_be_run(calls):
+    result = call("show", "tiny.yaml", "--preset", "smoke", "train.lr=0.5")
+    recipe = load_recipe("tiny.yaml", preset="smoke", overrides=["train.lr=0.5"])
+    assert result.output == dump_recipe(recipe)
+    assert parse_recipe(result.output, "shown") == recipe
+
+
+def test_show_prints_the_schema():
+    assert json.loads(call("show", "--schema").output) == json_schema()
+    assert complaint("show") == "expected a recipe or --schema, got neither"
+    assert complaint("show", "quickstart", "--schema") == "expected a recipe or --schema, got both"
+
+
+def test_list_names_every_recipe_and_what_it_does():
+    lines = call("list").output.splitlines()
+    assert [line.split()[0] for line in lines] == list(shipped_recipes())
+    [line] = [line for line in lines if line.startswith("quickstart ")]
+    assert line.endswith("  A first run: LeNet-5 on the small MNIST sample inside the package, in minutes.")
+
+
+def test_copy_writes_the_text_of_a_recipe(calls):
+    text = shipped_recipes()["quickstart"].read_text(encoding="utf-8")
+    assert call("copy", "quickstart").output == (
+        "copied to quickstart.yaml; run it with: sparsebayes run quickstart.yaml\n"
+    )
+    assert call("copy", "quickstart", "first").exit_code == 0
+    assert call("copy", "quickstart", "my own.yaml").output.endswith("sparsebayes run 'my own.yaml'\n")
+    for path in ("quickstart.yaml", "first/quickstart.yaml", "my own.yaml"):
+        assert Path(path).read_text(encoding="utf-8") == text
+    assert sorted(path.name for path in Path("first").iterdir()) == ["quickstart.yaml"]
+
+
+def test_copy_replaces_nothing_unless_told_to(calls):
+    sentence = "'tiny.yaml' exists already; give another name, or --overwrite"
+    assert complaint("copy", "quickstart", "tiny.yaml") == sentence
+    assert Path("tiny.yaml").read_text(encoding="utf-8") == SMALL
+    assert call("copy", "quickstart", "tiny.yaml", "--overwrite").exit_code == 0
+    assert "name: quickstart" in Path("tiny.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("target", ["none/a.yaml", "tiny.yaml/a.yaml"])
+def test_copy_says_why_it_cannot_write(calls, target):
+    before = sorted(Path().rglob("*"))
+    assert complaint("copy", "quickstart", target).startswith(f"'{target}' cannot be written: ")
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_copy_leaves_nothing_half_written(calls, monkeypatch):
+    def replace(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", replace)
+    before = sorted(Path().rglob("*"))
+    assert complaint("copy", "quickstart", "a.yaml") == "'a.yaml' cannot be written: No space left on device"
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_an_unknown_command_names_the_nearest():
+    names = "copy, export, list, report, run, show, validate"
+    assert complaint("rnu") == f"unknown command 'rnu'; did you mean 'run'? Choices: {names}"
+    assert complaint("xyz") == f"unknown command 'xyz'. Choices: {names}"
+    assert complaint("--foo") == "No such option '--foo'; see 'sparsebayes --help'"
+
+
+def test_no_command_prints_the_help():
+    result = call()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == call("--help").output
+
+
+def test_the_version_is_the_packages():
+    assert call("--version").output == f"sparsebayes, version {__version__}\n"
+
+
+def test_the_commands_are_these():
+    assert sorted(main.commands) == ["copy", "export", "list", "report", "run", "show", "validate"]
+
+
+@pytest.mark.parametrize("name", ["", *sorted(main.commands)])
+def test_every_help_ends_with_examples_that_parse(calls, name):
+    text = call(*([name] if name else []), "--help").output
+    examples = [line.strip() for line in text.partition("Examples:\n")[2].splitlines()]
+    assert examples
+    for example in examples:
+        program, command, *arguments = example.partition(" > ")[0].split()
+        assert program == "sparsebayes"
+        assert command in main.commands
+        assert name in ("", command)
+        main.commands[command].make_context(command, arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["list"], ["show", "quickstart"], ["validate", "quickstart"]]
+)
+def test_what_only_reads_recipes_does_not_import_torch(arguments):
+    program = (
+        "import sys\nfrom sparsebayes.cli import main\n"
+        f"try:\n    main({arguments!r}, prog_name='sparsebayes')\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "assert 'click' in sys.modules\n"
+        "heavy = {'torch', 'torchvision', 'onnx', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout
