@@ -51,7 +51,14 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     arguments = parser.parse_args()
     TARGET.parent.mkdir(exist_ok=True)
-    np.savez_compressed(TARGET, **sample(arguments.root))
+    arrays = sample(arguments.root)
+    np.savez_compressed(
+        TARGET,
+        train_images=arrays["train_images"],
+        train_labels=arrays["train_labels"],
+        test_images=arrays["test_images"],
+        test_labels=arrays["test_labels"],
+    )
     print(f"{TARGET}: {TARGET.stat().st_size:,} bytes")
 
 

@@ -128,7 +128,7 @@ class Sweep:
             raise RecipeError(
                 f"expected at least 1 image to compute the curvature from, got num_images={num_images}"
             )
-        used, size = 0, 0
+        used, size = 0, 1
         mixed: set[str] | None = None
         for x, y in batches:
             left = len(x) if num_images is None else min(len(x), num_images - used)
@@ -146,7 +146,7 @@ class Sweep:
 
     def _ready(self, x: Tensor) -> Tensor:
         x = x.to(self.device)
-        return x.clone() if x.is_inference() else x  # autograd refuses what was made in inference mode
+        return x  # autograd refuses what was made in inference mode
 
     def _block(self, x: Tensor, y: Tensor, used: int, mixed: set[str]) -> Block:
         x = self._ready(x)

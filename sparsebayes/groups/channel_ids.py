@@ -214,9 +214,11 @@ class Trace:
         """Ids for every entry of a parameter or buffer that meets activations entry by entry."""
         self.reached.add(leaf.name)
         size = int(np.prod(leaf.shape))
-        if not leaf.name or size > _MAX_LEAF or not leaf.shape:
+        if not leaf.name or not leaf.shape:
             return fixed_shadow(leaf.shape)
-        if leaf.name not in self.leaves:
+        if leaf.name not in self.leaves and size > _MAX_LEAF:
+            self.leaves[leaf.name] = (leaf, fixed_shadow(leaf.shape))
+        elif leaf.name not in self.leaves:
             ids = self.fresh(size).view(leaf.shape)
             zero = torch.full((), leaf.is_parameter).expand(leaf.shape)
             self.leaves[leaf.name] = (leaf, Shadow(ids, zero))

@@ -112,6 +112,11 @@ def read(trace: Trace, leaf: Leaf, dim: int, ids: Tensor, zero: Tensor) -> None:
     trace.taint(ids[~zero])
 
 
+def stays(trace: Trace, leaf: Leaf, dim: int) -> None:
+    """Bind a dim that holds no channels, so that another use of the same parameter cannot cut it."""
+    trace.bind(leaf, dim, torch.zeros(leaf.shape[dim], dtype=torch.int64), reads=True)
+
+
 def own_entries(trace: Trace, ids: Tensor, *leaves: Leaf | None) -> None:
     """Bind dim 0 of biases, affine parameters and running statistics."""
     for leaf in leaves:
@@ -188,6 +193,7 @@ def _mixes_positions(trace: Trace, call: Call, x: Shadow) -> Result:
     rows = trace.own(call.named["weight"], 0)
     own_entries(trace, rows, call.named["bias"])
     trace.fix(rows, f"{call.place} mixes positions, not channels")
+    stays(trace, call.named["weight"], 1)
     zero = x.zero.all(-1, keepdim=True)
     if call.named["bias"] is not None:
         zero = torch.zeros_like(zero)
@@ -213,6 +219,7 @@ def embedding(trace: Trace, call: Call) -> Result:
     if not isinstance(weight, Leaf) or not weight.is_parameter:
         return fix_all(trace, call, f"the weight of {call.place} is computed by other operations")
     trace.fix(shadow_of(trace, call.named["indices"]).ids, f"they are used as numbers of {call.place}")
+    stays(trace, weight, 0)
     return spread(trace.own(weight, 1), True, len(call.shape) - 1, call.shape)
 
 
@@ -221,9 +228,11 @@ def batch_norm(trace: Trace, call: Call) -> Result:
     if not _plain_weights(call, "weight", "bias"):
         return fix_all(trace, call, f"the weight of {call.place} is computed by other operations")
     x = shadow_of(trace, call.named["input"])
+    entries = [call.named.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    if any(isinstance(value, Shadow) for value in entries):
+        return fix_all(trace, call, f"the statistics of {call.place} are computed by other operations")
     ids, _ = along(trace, x, 1, f"channels and positions are mixed before {call.place}")
-    names = ("weight", "bias", "running_mean", "running_var")
-    own_entries(trace, ids, *(call.named.get(name) for name in names))
+    own_entries(trace, ids, *entries)
     # With scale and shift at 0 the output is 0; without them the running mean shifts a zero input.
     return spread(ids, call.named["weight"] is not None, 1, call.shape)
 
@@ -236,9 +245,8 @@ def joint_norm(trace: Trace, call: Call) -> Result:
     over = range(len(x.shape) - count, len(x.shape))
     if dims is None or set(trace.varies(x.ids)) & set(over):
         return fix_all(trace, call, f"the statistics of {call.place} are taken over channels")
-    for name in ("weight", "bias"):
-        if isinstance(call.named.get(name), Leaf):
-            trace.reached.add(call.named[name].name)
+    for leaf in call.tensors()[1:]:
+        trace.fix(shadow_of(trace, leaf).ids, f"they scale positions in {call.place}")
     zero = x.zero.all() if call.named.get("bias") is None else torch.zeros((), dtype=torch.bool)
     return Shadow(x.ids, zero.expand(call.shape))
 

@@ -54,8 +54,12 @@ def reshape(trace: Trace, call: Call) -> Result:
         return result
     size = call.shape[after[0]]
     adapts = call.op == "flatten" or after[0] == inferred
-    if not adapts and (len(before) != 1 or x.shape[before[0]] != size):
-        return fix_all(trace, call, f"{call.place} gives them the size {size}; flatten(1) or -1 would adapt")
+    # A size beside an inferred batch, view(-1, 512), is a number in the code; one that equals theirs may
+    # have been read off the tensor.
+    written = inferred == 0 or len(before) != 1 or x.shape[before[0]] != size
+    if written and not adapts:
+        reason = f"{call.place} gives them the size {size}; flatten(1) or -1 would adapt"
+        return fix_all(trace, call, reason)
     return result
 
 

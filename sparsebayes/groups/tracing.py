@@ -231,7 +231,12 @@ def _call(trace: Trace, node: fx.Node, values: dict[fx.Node, Any]) -> Result | N
         place=_place(node, op),
     )
     rule = OPS.get(op, unknown_op) if str(node.target).startswith("aten.") and shapes else unknown_op
-    result = rule(trace, call)
+    try:
+        result = rule(trace, call)
+    except (KeyError, IndexError, TypeError, RuntimeError, AttributeError) as error:
+        raise ModelError(
+            f"the tracer cannot follow {call.place}: {error}; use a rule that needs no tracing"
+        ) from error
     if packet.endswith("_") and isinstance(node.args[0], fx.Node):
         _changed_in_place(trace, values, node.args[0], result)
     return result

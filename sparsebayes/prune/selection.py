@@ -12,8 +12,6 @@ size.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from sparsebayes.errors import GroupingError, NumericsError, RunError
 from sparsebayes.groups.grouping import Grouping, Quota
+from sparsebayes.prune.bits import pack, unpack
 from sparsebayes.prune.json_fields import Fields, parse
 
 __all__ = ["Selection", "select", "select_top"]
@@ -113,7 +112,7 @@ class Selection:
             # Groups of a layer nearly always follow each other: a few (layer, length) runs instead of G
             # numbers.
             "runs": {"layer": runs_layer.tolist(), "length": runs_length.tolist()},
-            "bits": {name: None if flag is None else _pack(flag) for name, flag in flags.items()},
+            "bits": {name: None if flag is None else pack(flag) for name, flag in flags.items()},
         }
         return json.dumps(document, indent=1) + "\n"
 
@@ -152,7 +151,7 @@ class Selection:
         bits.only(["on", "forced", "delayed"])
         on = _read_bits(bits, "on", num_groups)
         if on is None:
-            raise bits.fail("on", "base64 text")
+            raise bits.fail("on", f"the bits of {num_groups} groups in base64")
         selection = Selection(
             grouping=document.text("grouping"),
             on=on,
@@ -167,28 +166,13 @@ class Selection:
         return selection
 
 
-def _pack(flags: Tensor) -> str:
-    padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -flags.numel() % 8)).view(-1, 8)
-    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)
-    packed = (padded * weights).sum(1, dtype=torch.uint8)
-    return base64.b64encode(bytes(packed.tolist())).decode("ascii")
-
-
 def _read_bits(bits: Fields, name: str, num_groups: int) -> Tensor | None:
     if bits.value(name) is None:
         return None
     try:
-        packed = base64.b64decode(bits.text(name), validate=True)
-    except (binascii.Error, ValueError) as cause:
-        raise bits.fail(name, "base64 text") from cause
-    if len(packed) != math.ceil(num_groups / 8):
-        raise bits.fail(name, f"the bits of {num_groups} groups")
-    values = torch.tensor(list(packed), dtype=torch.uint8)
-    shifts = torch.arange(7, -1, -1, dtype=torch.uint8)
-    flags = (values[:, None].bitwise_right_shift(shifts) & 1).flatten().to(torch.bool)
-    if flags[num_groups:].any():
-        raise bits.fail(name, f"the bits of {num_groups} groups")
-    return flags[:num_groups].clone()
+        return unpack(bits.text(name), num_groups)
+    except ValueError as cause:
+        raise bits.fail(name, f"the bits of {num_groups} groups in base64") from cause
 
 
 def _read_runs(runs: Fields, num_groups: int, num_layers: int) -> Tensor:
@@ -256,12 +240,17 @@ def select(
             f"{max_removal}, "
             f"{min_keep} and {threshold}"
         )
-    rank = _rank(score, alive, grouping.layer_index)
-    living = torch.bincount(grouping.layer_index[alive], minlength=len(grouping.layers))
-    removable = (living.double() * max_removal).floor().long()
     above = alive & (score > threshold)
-    forced = alive & ~above & (rank < min_keep)
-    delayed = alive & ~above & ~forced & (rank < (living - removable)[grouping.layer_index])
+    best, enough = torch.zeros_like(alive), torch.zeros_like(alive)
+    for members in _layers(grouping):
+        living = members & alive
+        count = int(living.sum())
+        removable = math.floor(count * max_removal)
+        if int(above[members].sum()) < max(min_keep, count - removable):
+            best |= _best(score, living, min_keep)
+            enough |= _best(score, living, count - removable)
+    forced = best & ~above
+    delayed = enough & ~above & ~forced
     on = above | forced | delayed
     if grouping.quota is not None:
         pooled = grouping.quota.pool >= 0
@@ -306,7 +295,9 @@ def select_top(
     if (num_keep is None) == (keep_fraction is None):
         raise GroupingError(f"expected one of num_keep and keep_fraction, got {num_keep} and {keep_fraction}")
     total = num_keep if num_keep is not None else round(float(keep_fraction or 0.0) * grouping.num_groups)
-    reserved = alive & (_rank(score, alive, grouping.layer_index) < min_keep)
+    reserved = torch.zeros_like(alive)
+    for members in _layers(grouping):
+        reserved |= _best(score, members & alive, min_keep)
     least, most = int(reserved.sum()), int(alive.sum())
     if not least <= total <= most:
         raise GroupingError(
@@ -314,9 +305,8 @@ def select_top(
             "alive, "
             f"choose a number within {least}..{most}"
         )
-    order = _rank(score, alive & ~reserved, torch.zeros_like(grouping.layer_index))
-    on = reserved | (alive & ~reserved & (order < total - least))
-    by_score_alone = _rank(score, alive, torch.zeros_like(grouping.layer_index)) < total
+    on = reserved | _best(score, alive & ~reserved, total - least)
+    by_score_alone = _best(score, alive, total)
     return _selection(grouping, on, strength=None, forced=reserved & ~by_score_alone, delayed=None)
 
 
@@ -355,18 +345,37 @@ def _prepare(grouping: Grouping, score: Tensor, previous: Selection | None) -> t
     return score, previous.on.clone()
 
 
-def _rank(score: Tensor, alive: Tensor, pool: Tensor) -> Tensor:
-    """Each group's place within its pool: 0 for the best, dead groups last, ties in index order."""
-    order = torch.argsort(score, descending=True, stable=True)
-    order = order[torch.argsort((~alive)[order].to(torch.uint8), stable=True)]
-    order = order[torch.argsort(pool[order], stable=True)]
-    sizes = torch.bincount(pool, minlength=1)
-    start = (sizes.cumsum(0) - sizes)[pool[order]]
-    rank = torch.empty_like(pool)
-    rank[order] = torch.arange(pool.numel()) - start
-    return rank
+def _layers(grouping: Grouping) -> list[Tensor]:
+    """For each layer, which groups are its members: bool of shape `[G]`."""
+    return [grouping.layer_index == layer for layer in range(len(grouping.layers))]
+
+
+def _best(score: Tensor, among: Tensor, count: int) -> Tensor:
+    """The `count` highest scores among some groups, ties in index order: bool of shape `[G]`.
+
+    The threshold is found without sorting, which would take seconds for millions of single weights.
+    """
+    members = among.nonzero().flatten()
+    best = torch.zeros_like(among)
+    if count >= len(members):
+        return among.clone()
+    if count > 0:
+        values = score[members]
+        last = values.kthvalue(len(values) - count + 1).values
+        ties = values == last
+        spare = count - (values > last).sum()
+        best[members] = (values > last) | (ties & (ties.cumsum(0) <= spare))
+    return best
 
 
 def _best_of_pools(score: Tensor, alive: Tensor, quota: Quota) -> Tensor:
-    # Pool -1 ("in no pool") becomes a pool of its own, whose result is not used.
-    return alive & (_rank(score, alive, quota.pool + 1) < quota.keep)
+    """The quota's number of highest scores in each pool, ties in index order: bool of shape `[G]`."""
+    members = (alive & (quota.pool >= 0)).nonzero().flatten()
+    members = members[torch.argsort(score[members], descending=True, stable=True)]
+    members = members[torch.argsort(quota.pool[members], stable=True)]
+    pools = quota.pool[members]
+    sizes = torch.bincount(pools)
+    rank = torch.arange(len(members)) - (sizes.cumsum(0) - sizes)[pools]
+    best = torch.zeros_like(alive)
+    best[members[rank < quota.keep]] = True
+    return best

@@ -108,13 +108,15 @@ def fit_(
     start = evaluate(model, heldout)
     if phase.epochs == 0:
         return start
-    state = resume or {"attempt": 0, "epoch": 0, "initial": initial, "best": initial, "start": start.loss, "best_loss": start.loss}
+    fresh = {"epoch": 0, "initial": initial, "best": initial, "start": start.loss, "best_loss": start.loss}
+    state = {"attempt": 0, **fresh} if resume is None else dict(resume)
     for attempt in range(state["attempt"], ATTEMPTS):
         ended = _attempt(model, loader, heldout, phase, settings, state, teacher, after_step, on_epoch, save)
         if ended is not None:
             return ended
         _restore_(model, state["initial"])
-        state = {**state, "attempt": attempt + 1, "epoch": 0, "best": state["initial"], "best_loss": state["start"]}
+        fresh = {"initial": state["initial"], "best": state["initial"], "start": state["start"]}
+        state = {"attempt": attempt + 1, "epoch": 0, **fresh, "best_loss": state["start"]}
     raise NumericsError(
         f"the network collapsed in phase {phase.name!r} at every learning rate from {phase.lr:g} down to "
         f"{phase.lr * 3.0 ** (1 - ATTEMPTS):.2g}; lower train.lr or set train.grad_clip, and check the data"

@@ -20,17 +20,16 @@ from types import FrameType
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 import sparsebayes
 from sparsebayes.cost import cost
-from sparsebayes.data import Dataset, Loader, load, split
+from sparsebayes.data import Dataset, Images, Loader, load, split
 from sparsebayes.errors import DataError, RecipeError, RunError, SparseBayesError
 from sparsebayes.export import check_onnx, compare_latency, export_onnx
 from sparsebayes.models import build
-from sparsebayes.recipe.schema import Recipe
-from sparsebayes.report import write_report
+from sparsebayes.recipe import Recipe, dump_recipe, parse_recipe
+from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor, Loaders
 from sparsebayes.train.evaluation import Evaluation, check_logits, evaluate
@@ -83,6 +82,9 @@ def run_recipe(
         compressor.seconds.update(_read_seconds(folder))
         try:
             chosen = compressor.run()
+        except KeyboardInterrupt:
+            # Whoever catches it can tell the user which folder to resume.
+            raise KeyboardInterrupt(str(folder)) from None
         finally:
             write_atomically(folder / "seconds.json", json.dumps(compressor.seconds))
         reporter.phase("export", 1)
@@ -92,7 +94,7 @@ def run_recipe(
         report["wall_seconds"] = {name: round(s, 3) for name, s in compressor.seconds.items()}
         write_atomically(folder / "report.json", json.dumps(report, indent=1) + "\n")
         write_report(folder)
-        reporter.line(summary(report))
+        reporter.line(summary_line(read_report(folder)))
         reporter.line(f"report {folder / 'report.html'}")
     return folder
 
@@ -133,18 +135,6 @@ def export_point(
     return target
 
 
-def summary(report: dict[str, Any]) -> str:
-    """The result in one line."""
-    dense, compact = report["dense"], report["compact"]
-    parts = [
-        f"{dense['params']:,} -> {compact['params']:,} parameters ({dense['params'] / compact['params']:.0f}x fewer)",
-        f"test error {100 * dense['test_error']:.2f} % -> {100 * compact['test_error']:.2f} %",
-    ]
-    if compact.get("latency_ms_batch1"):
-        parts.append(f"latency {dense['latency_ms_batch1'] / compact['latency_ms_batch1']:.1f}x lower at batch 1")
-    return ", ".join(parts)
-
-
 def _results(
     recipe: Recipe, compressor: Compressor, chosen: Point, test: Loader, loaders: Loaders, folder: Path
 ) -> dict[str, Any]:
@@ -161,7 +151,8 @@ def _results(
         tested: Evaluation = evaluate(model, test)
         report[name] = {
             "test_error": tested.error, "test_loss": tested.loss, "params": params[name],
-            "macs": cost(model, loaders.example).macs,
+            "macs": cost(model, loaders.example).macs, "onnx_bytes": None, "latency_ms_batch1": None,
+            "latency_ms_batch64": None,
         }  # fmt: skip
     if recipe.export.onnx:
         _export(recipe, networks, report, test, loaders, folder)
@@ -213,15 +204,15 @@ def _loaders(recipe: Recipe, dataset: Dataset, device: torch.device) -> tuple[Lo
     data = recipe.data
     train, heldout = split(dataset.train, holdout=data.holdout, seed=recipe.seed)
 
-    def loader(images: Any, batch: int, *, shuffle: bool = False, augment: str = "none") -> Loader:
+    def loader(images: Images, batch: int, *, shuffle: bool = False, augment: str = "none") -> Loader:
         return Loader(
             images, batch_size=batch, mean=dataset.mean, std=dataset.std, shuffle=shuffle, augment=augment,
-            seed=derive_seed(recipe.seed, "loader"), device=device, drop_last=shuffle,
+            seed=derive_seed(recipe.seed, "loader"), device=device,
         )  # fmt: skip
 
-    if data.batch_size > len(train.labels):
+    if data.batch_size > len(train):
         raise DataError(
-            f"data.batch_size is {data.batch_size}, but only {len(train.labels)} images are left to train on; lower it"
+            f"data.batch_size is {data.batch_size}, but only {len(train)} images are left to train on; lower it"
         )
     loaders = Loaders(
         train=loader(train, data.batch_size, shuffle=True, augment=data.augment),
@@ -234,7 +225,7 @@ def _loaders(recipe: Recipe, dataset: Dataset, device: torch.device) -> tuple[Lo
 
 def _example(dataset: Dataset, device: torch.device) -> torch.Tensor:
     """One normalised image of the training set, of shape ``[1, C, H, W]``."""
-    one = type(dataset.train)(dataset.train.images[:1], dataset.train.labels[:1])
+    one = Images(dataset.train.images[:1], dataset.train.labels[:1])
     loader = Loader(
         one, batch_size=1, mean=dataset.mean, std=dataset.std, shuffle=False, augment="none", seed=0, device=device
     )
@@ -285,7 +276,6 @@ def _device(name: str) -> torch.device:
 
 def _open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrite: bool) -> Path:
     """Make the run folder, or check the one to resume."""
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     if resume is not None:
         if not (resume / "recipe.yaml").is_file():
             raise RunError(f"{resume} is not a run folder: expected recipe.yaml in it")
@@ -299,7 +289,7 @@ def _open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrit
                 raise RunError(f"{folder} exists already; give another --out, --overwrite a run there, or --resume it")
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "recipe.yaml", text)
+        write_atomically(folder / "recipe.yaml", dump_recipe(recipe))
     except OSError as error:
         raise RunError(f"cannot write the run folder {folder}: {error.strerror or error}") from None
     return folder
@@ -307,10 +297,12 @@ def _open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrit
 
 def _recorded_recipe(run_dir: Path) -> Recipe:
     """The recipe that a run folder was made with."""
+    path = run_dir / "recipe.yaml"
     try:
-        return Recipe.model_validate(yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{run_dir / 'recipe.yaml'} cannot be read: {str(error).splitlines()[0]}") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    return parse_recipe(text, str(path))
 
 
 def _without_paths(recipe: Recipe) -> dict[str, Any]:

@@ -75,7 +75,9 @@ def _mlp() -> nn.Module:
 
 
 def _volume() -> nn.Module:
-    return nn.Sequential(nn.Conv3d(1, 3, (1, 2, 2), dilation=(1, 2, 1)), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3))
+    return nn.Sequential(
+        nn.Conv3d(1, 3, (1, 2, 2), dilation=(1, 2, 1)), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)
+    )
 
 
 _NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -25,7 +25,9 @@ def _loss_hessian(f: Tensor, likelihood: str) -> Tensor:
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_matrix_equals_a_loop_over_images_and_outputs(build, targets, network_name: str, likelihood: str) -> None:
+def test_matrix_equals_a_loop_over_images_and_outputs(
+    build, targets, network_name: str, likelihood: str
+) -> None:
     model, x = build(network_name, 3)
     names = [name for name, _ in model.named_parameters()]
     parameters = list(model.parameters())
@@ -38,7 +40,9 @@ def test_matrix_equals_a_loop_over_images_and_outputs(build, targets, network_na
     found = ggn_matrix(model, names, x, targets(likelihood, 3), likelihood)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
     diagonal = ggn_diagonal(model, names, x, targets(likelihood, 3), likelihood)
-    assert {name: d.shape for name, d in diagonal.items()} == {n: p.shape for n, p in model.named_parameters()}
+    assert {name: d.shape for name, d in diagonal.items()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
     flat = torch.cat([diagonal[name].flatten() for name in names])
     torch.testing.assert_close(flat, expected.diagonal(), rtol=1e-10, atol=1e-13)
 

@@ -33,7 +33,11 @@ def _outer(columns: Tensor) -> Tensor:
 
 
 def _hessian(logits: Tensor, likelihood: str) -> Tensor:
-    y = torch.zeros(len(logits), dtype=torch.int64) if likelihood == "cross_entropy" else torch.zeros_like(logits)
+    y = (
+        torch.zeros(len(logits), dtype=torch.int64)
+        if likelihood == "cross_entropy"
+        else torch.zeros_like(logits)
+    )
     return output_hessian(logits, y, likelihood)
 
 
@@ -89,7 +93,9 @@ def test_stick_is_exact_with_one_draw_for_two_classes() -> None:
     logits = torch.tensor([[0.4, -1.1]], dtype=torch.float64)
     for sign in (-1.0, 1.0):
         v = stick(logits, torch.tensor([[sign, 1.0]], dtype=torch.float64))
-        torch.testing.assert_close(_outer(v.unsqueeze(0)), _hessian(logits, "cross_entropy"), rtol=1e-12, atol=0.0)
+        torch.testing.assert_close(
+            _outer(v.unsqueeze(0)), _hessian(logits, "cross_entropy"), rtol=1e-12, atol=0.0
+        )
 
 
 def test_sampled_labels_average_to_the_hessian() -> None:
@@ -152,10 +158,16 @@ def test_number_of_passes() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("cross_entrop", "exact", "stick", 1), "unknown likelihood 'cross_entrop'; did you mean 'cross_entropy'"),
+        (
+            ("cross_entrop", "exact", "stick", 1),
+            "unknown likelihood 'cross_entrop'; did you mean 'cross_entropy'",
+        ),
         (("mse", "exakt", "stick", 1), "unknown curvature estimator 'exakt'; did you mean 'exact'"),
         (("mse", "exact", "sticks", 1), "unknown factor 'sticks'; did you mean 'stick'"),
-        (("mse", "monte_carlo", "sampled_label", 1), "which likelihood 'mse' does not have; use factor 'stick'"),
+        (
+            ("mse", "monte_carlo", "sampled_label", 1),
+            "which likelihood 'mse' does not have; use factor 'stick'",
+        ),
         (("mse", "monte_carlo", "stick", 0), "expected at least 1 draw per image, got draws=0"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsebayes.groups.tracing import UnitGraph
+from sparsebayes.groups.tracing import UnitGraph, trace_units
 
 
 def dropped(part_unit: Tensor, on: Tensor) -> Tensor:
@@ -35,9 +35,13 @@ def cut(net: nn.Module, graph: UnitGraph, on: Tensor) -> nn.Module:
     }
     for (name, dim), keep in kept.items():
         path, _, leaf = name.rpartition(".")
-        module = result.get_submodule(path)
-        value = getattr(module, leaf).data[(slice(None),) * dim + (keep,)]
-        setattr(module, leaf, nn.Parameter(value) if leaf in module._parameters else value)
+        old = getattr(result.get_submodule(path), leaf)
+        value = old.data[(slice(None),) * dim + (keep,)]
+        new = nn.Parameter(value) if isinstance(old, nn.Parameter) else value
+        # Under all names by which the model shares it.
+        for module in result.modules():
+            for own in (module._parameters, module._buffers):
+                own.update({key: new for key, held in own.items() if held is old})
     for module in result.modules():
         is_conv = isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
         if is_conv and module.groups == module.in_channels and module.groups > 1:
@@ -58,16 +62,47 @@ def random_subset(graph: UnitGraph, seed: int) -> Tensor:
     return on
 
 
-@pytest.fixture(name="masked")
-def _masked() -> Callable[..., nn.Module]:
-    return masked
+def prepared(net: nn.Module) -> nn.Module:
+    """The net in float64 and evaluation mode, with norms that are not the identity."""
+    for module in net.double().eval().modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            for value in (module.weight, module.bias, module.running_mean, module.running_var):
+                if value is not None:
+                    value.data.uniform_(0.5, 1.5)
+    return net
 
 
-@pytest.fixture(name="cut")
-def _cut() -> Callable[..., nn.Module]:
-    return cut
+def assert_equal(first: Tensor, second: Tensor) -> None:
+    torch.testing.assert_close(first, second, atol=1e-11, rtol=1e-11)
 
 
-@pytest.fixture(name="random_subset")
-def _random_subset() -> Callable[[UnitGraph, int], Tensor]:
-    return random_subset
+def check_removal(net: nn.Module, num_units: int) -> UnitGraph:
+    """Trace a net of images [B, 3, 8, 8], compare the number of units, remove random units in all ways."""
+    net, x = prepared(net), torch.randn(3, 3, 8, 8).double()
+    graph = trace_units(net, x)
+    assert graph.num_units == num_units, graph.fixed
+    assert not any("no layer reads them" in line for line in graph.fixed)
+    for reads in (False, True):
+        units = torch.cat([torch.tensor([-1]), *(p.unit for p in graph.slices if p.reads == reads)]).unique()
+        assert units[units >= 0].tolist() == list(range(num_units))
+    for seed in range(3 if num_units else 0):
+        on = random_subset(graph, seed)
+        small, silent = cut(net, graph, on), masked(net, graph, on, reads=True)
+        assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
+        assert_equal(small(x), silent(x))
+        assert not torch.allclose(silent(x), net(x), atol=1e-6)
+        # A unit without own entries is read as zero, where the graph says so.
+        dead = masked(net, graph, on | ~graph.zero_preserving, reads=False)
+        assert_equal(dead(x), masked(dead, graph, on | ~graph.zero_preserving, reads=True)(x))
+    if not bool(graph.zero_preserving.all()):
+        # And where it does not say so, the claim would be false.
+        dead = masked(net, graph, graph.zero_preserving, reads=False)
+        assert not torch.allclose(
+            dead(x), masked(dead, graph, graph.zero_preserving, reads=True)(x), atol=1e-6
+        )
+    return graph
+
+
+@pytest.fixture(name="check_removal")
+def _check_removal() -> Callable[[nn.Module, int], UnitGraph]:
+    return check_removal

@@ -177,7 +177,7 @@ def test_shared_parameters_go_by_their_first_name() -> None:
         (lambda x: x.softmax(1), 4, "softmax in the model's forward works over channels"),
         (lambda x: x.mean(1, keepdim=True), 1, "mean in the model's forward works over channels"),
         (lambda x: x - x.amax(), 4, "amax in the model's forward works over channels"),
-        (lambda x: F.layer_norm(x, x.shape[1:]), 4, "the statistics of layer_norm .* are taken over channels"),
+        (lambda x: F.layer_norm(x, x.shape[1:]), 4, "statistics of layer_norm .* are taken over channels"),
         (lambda x: F.group_norm(x, 2), 4, "the statistics of group_norm .* are taken over channels"),
         (lambda x: x + torch.ones(4, 1, 1), 4, "they are combined with values that stay by add"),
         (lambda x: torch.cat([x, torch.ones(2, 4, 4, 4)], 2), 4, "they are joined with values that stay"),
@@ -220,6 +220,7 @@ def test_the_place_of_an_unknown_operation_is_named() -> None:
     [
         (lambda x: x.view(-1, 64), True),
         (lambda x: x.view(x.size(0), 64), True),
+        (lambda x: x.amax((2, 3)).view(-1, 4).repeat_interleave(16, 1), True),
         (lambda x: x.view(x.size(0), -1), False),
         (lambda x: x.reshape(x.size(0), -1), False),
         (lambda x: torch.flatten(x, 1), False),
@@ -237,8 +238,8 @@ def test_a_size_written_into_a_view_does_not_shrink(view: Callable[[Tensor], Ten
 
     graph = trace_units(Flat(), IMAGE)
     assert graph.num_units == (0 if stays else 4)
-    reason = "view in the model's forward gives them the size 64; flatten(1) or -1 would adapt"
-    assert (f"'conv': 4 channels stay: {reason}" in graph.fixed) == stays
+    reason = r"view in the model's forward gives them the size (64|4); flatten\(1\) or -1 would adapt"
+    assert bool(re.search(f"'conv': 4 channels stay: {reason}", "\n".join(graph.fixed))) == stays
 
 
 def test_outputs_in_containers_stay() -> None:

@@ -86,7 +86,7 @@ def build(name: str) -> tuple[nn.Module, UnitGraph]:
 def unit_masks(model: nn.Module, graph: UnitGraph, on: Tensor) -> dict[str, Tensor]:
     """Masks of units: every entry of every slice of a unit that is off."""
     on = torch.cat([on, torch.ones(1, dtype=torch.bool)])
-    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
+    masks = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in model.named_parameters()}
     for piece in graph.slices:
         masks[piece.parameter].movedim(piece.dim, -1).logical_and_(on[piece.unit])
     return masks
@@ -502,3 +502,17 @@ def test_a_size_written_into_the_model_is_named() -> None:
         ModelError, match=r"shape '\[3, 256\]' is invalid .*the model holds a size as a constant"
     ):
         compact(Fixed().double(), masks, IMAGE, units=graph)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_device_is_kept() -> None:
+    model, graph = build("lenet")
+    model = copy.deepcopy(model).cuda()
+    on = torch.arange(graph.num_units) % 3 > 0
+    masks = {name: mask.cuda() for name, mask in unit_masks(model, graph, on).items()}
+    masks["4.weight"][:, 13] = False
+    result = compact(model, masks, IMAGE, units=graph)
+    assert isinstance(result.model.get_submodule("4"), GatheredLinear)
+    assert {tensor.device.type for tensor in named_tensors(result.model).values()} == {"cuda"}
+    assert_equal_networks(masked_copy(model, masks).cpu(), copy.deepcopy(result.model).cpu())

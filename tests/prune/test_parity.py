@@ -33,6 +33,13 @@ class Returning(nn.Module):
         return self.make(self.layer(x))  # type: ignore[operator]
 
 
+class Casting(nn.Module):
+    """Casts to single precision, whatever comes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
 def test_equals_pass_and_nothing_of_the_caller_changes() -> None:
     model = net()
     model[4].eval()
@@ -106,6 +113,30 @@ def test_a_branch_that_runs_in_training_only_is_checked() -> None:
         ModelError, match=r"in training mode .* \[10, 2\], \[10, 7\], the masked one \[10, 2\], \[10, 2\]"
     ):
         check_parity(first, second, inputs_for(X.float()))
+
+
+def test_a_difference_below_single_precision_is_seen() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1e-8 * self.layer(x)
+
+    with pytest.raises(ModelError, match="differs from the masked one"):
+        check_parity(Scaled(), Scaled(), inputs_for(X.float()))
+
+
+def test_a_network_that_casts_is_compared_in_its_own_type() -> None:
+    model = Returning(lambda y: y)
+    model.layer = nn.Sequential(Casting(), nn.Linear(3, 2))  # type: ignore[assignment]
+    other = copy.deepcopy(model)
+    assert check_parity(model, other, inputs_for(X.float())) == 0.0
+    with torch.no_grad():
+        other.layer[1].bias += 1e-2  # type: ignore[index, union-attr]
+    with pytest.raises(ModelError, match=r"more than 0.0001: the traced units are wrong"):
+        check_parity(model, other, inputs_for(X.float()))
 
 
 def test_a_network_that_does_not_train_is_checked_in_evaluation() -> None:

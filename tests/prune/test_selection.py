@@ -211,8 +211,15 @@ def test_json_is_readable_and_small() -> None:
         ),
         ({"runs": []}, r"'runs' should be an object"),
         ({"bits": {"on": "//==", "forced": None, "delayed": None}}, r"'on' should be the bits of 5 groups"),
-        ({"bits": {"on": "???", "forced": None, "delayed": None}}, r"'on' should be base64 text"),
-        ({"bits": {"on": None, "forced": None, "delayed": None}}, r"'on' should be base64 text, got None"),
+        ({"bits": {"on": "kQ==", "forced": None, "delayed": None}}, r"'on' should be the bits of 5 groups"),
+        (
+            {"bits": {"on": "???", "forced": None, "delayed": None}},
+            r"'on' should be the bits of 5 groups in base64",
+        ),
+        (
+            {"bits": {"on": None, "forced": None, "delayed": None}},
+            r"'on' should be the bits of 5 groups in base64, got None",
+        ),
         ({"bits": {"on": "kA=="}}, r"'bits' of selection.json lacks the field 'forced'"),
     ],
 )

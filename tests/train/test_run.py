@@ -1,0 +1,235 @@
+"""Whole runs on a tiny task of the user's own: the folder, the front, resuming, exports, and bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparsebayes
+from sparsebayes.errors import DataError, NumericsError, RecipeError, RunError
+from sparsebayes.recipe import Recipe, parse_recipe
+from sparsebayes.train import compress, run
+from sparsebayes.train.front import read_front
+from sparsebayes.train.run import export_point, run_recipe
+
+USER_CODE = '''
+import torch
+from torch import nn
+from sparsebayes.data import Dataset, Images
+
+def corners(seed, num):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num) % 3
+    images = torch.randint(0, 90, (num, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for label, (row, column) in enumerate([(0, 0), (0, 4), (4, 0)]):
+        images[labels == label, :, row:row + 4, column:column + 4] += 100
+    return Images(images, labels)
+
+def data():
+    return Dataset("corners", corners(0, 300), corners(1, 120), 3, (0.3,), (0.3,))
+
+def bad_labels():
+    train = corners(0, 300)
+    return Dataset("bad", Images(train.images, train.labels + 2), corners(1, 120), 5, (0.3,), (0.3,))
+
+class Net(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3, padding=1)
+        self.hidden = nn.Linear(width * 16, 24)
+        self.out = nn.Linear(24, 3)
+
+    def forward(self, x):
+        x = torch.max_pool2d(torch.relu(self.conv(x)), 2)
+        return self.out(torch.relu(self.hidden(torch.flatten(x, 1))))
+
+class Wide(Net):
+    def forward(self, x):
+        return super().forward(x.unsqueeze(0))
+'''
+
+RECIPE = """
+version: 1
+name: corners
+data: {name: "tiny_task:data", holdout: 60, batch_size: 24}
+model: {name: "tiny_task:Net", options: {width: 8}}
+groups: [units, features]
+curvature: {num_images: 120}
+train:
+  pretrain: {epochs: 4}
+  cycles: {count: 4, epochs: 2, shrink: 0.4}
+  finetune: {epochs: 2}
+export: {legacy: true}
+evaluate: {latency: false}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A module of the user's, importable from the folder where the user works."""
+    (tmp_path / "tiny_task.py").write_text(USER_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("tiny_task", None)
+
+
+def recipe(*overrides: str) -> Recipe:
+    return parse_recipe(RECIPE, "corners.yaml", overrides=overrides)
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(sparsebayes.load(folder).state_dict())
+
+
+def test_a_run_leaves_a_smaller_network_and_its_files() -> None:
+    folder = run_recipe(recipe(), out=Path("run"), quiet=True)
+    report = report_of(folder)
+    assert report["compact"]["params"] < 0.8 * report["dense"]["params"]
+    assert report["compact"]["test_error"] < 0.05
+    for name in ("recipe.yaml", "metrics.jsonl", "pareto.json", "selection.json", "model.onnx", "dense.onnx",
+                 "report.md", "report.html", "environment.json"):  # fmt: skip
+        assert (folder / name).stat().st_size > 0, name
+    model = sparsebayes.load(folder)
+    assert sum(p.numel() for p in model.parameters()) == report["compact"]["params"]
+    points = read_front(folder / "pareto.json")
+    assert len({p.params for p in points}) == len(points) > 2
+    assert [p.params for p in points] == sorted((p.params for p in points), reverse=True)
+    assert report["widths"]["hidden"][1] < report["widths"]["hidden"][0] == 24
+
+
+def test_same_recipe_same_numbers() -> None:
+    first = run_recipe(recipe("export.onnx=false"), out=Path("one"), quiet=True)
+    second = run_recipe(recipe("export.onnx=false"), out=Path("two"), quiet=True)
+    assert read_front(first / "pareto.json") == read_front(second / "pareto.json")
+    for name, value in weights(first).items():
+        assert torch.equal(value, weights(second)[name]), name
+
+
+@pytest.mark.parametrize("stop", [2, 7, 9, 13])
+def test_interrupted_and_resumed_run_ends_in_the_same_numbers(stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken off after `stop` epochs: in pre-training, in two cycles and in fine-tuning."""
+    quick = recipe("export.onnx=false", "train.distill=0.5")
+    whole = run_recipe(quick, out=Path("whole"), quiet=True)
+    done = 0
+    write = compress.write_checkpoint
+
+    def write_then_stop(path: Path, state: dict) -> None:
+        nonlocal done
+        write(path, state)
+        done += 1
+        if done == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(compress, "write_checkpoint", write_then_stop)
+    with pytest.raises(KeyboardInterrupt, match="broken"):
+        run_recipe(quick, out=Path("broken"), quiet=True)
+    assert not (Path("broken") / "report.json").exists()
+    monkeypatch.setattr(compress, "write_checkpoint", write)
+    resumed = run_recipe(quick, resume=Path("broken"), quiet=True)
+    assert read_front(whole / "pareto.json") == read_front(resumed / "pareto.json")
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
+def test_budget_is_met_and_a_strength_is_not_exceeded() -> None:
+    folder = run_recipe(recipe("prune.budget.params=0.2", "export.onnx=false"), out=Path("budget"), quiet=True)
+    report = report_of(folder)
+    assert report["compact"]["params"] <= 0.2 * report["dense"]["params"]
+    assert report["compact"]["params"] > 0.1 * report["dense"]["params"]
+    folder = run_recipe(recipe("prior.strength=3.0", "export.onnx=false"), out=Path("strength"), quiet=True)
+    points = read_front(folder / "pareto.json")
+    assert all(p.strength <= 3.0 for p in points[1:])
+    assert points[-1].chosen
+
+
+@pytest.mark.parametrize("change", ["prune.score=magnitude", "prune.score=taylor", "prune.score=random",
+                                    "prior.scale=entries", "groups=units", "data.augment=affine"])  # fmt: skip
+def test_every_way_to_score_reaches_the_budget(change: str) -> None:
+    settings = ["prune.budget.params=0.3", "export.onnx=false", "train.pretrain.epochs=2", change]
+    report = report_of(run_recipe(recipe(*settings), out=Path("run"), quiet=True))
+    assert report["compact"]["params"] <= 0.3 * report["dense"]["params"]
+
+
+def test_single_weights_shrink_without_changing_shape_and_stay_zero() -> None:
+    settings = ["groups=weights", "prune.budget.params=0.3", "export.onnx=false", "train.cycles.count=6"]
+    folder = run_recipe(recipe(*settings), out=Path("run"), quiet=True)
+    report = report_of(folder)
+    model = sparsebayes.load(folder)
+    nonzero = sum(int((p != 0).sum()) for p in model.parameters())
+    assert nonzero <= report["compact"]["params"] <= 0.3 * report["dense"]["params"]
+
+
+def test_any_point_can_be_exported() -> None:
+    folder = run_recipe(recipe("export.onnx=false"), out=Path("run"), quiet=True)
+    points = read_front(folder / "pareto.json")
+    target = export_point(folder, point=1, legacy=True)
+    assert sum(p.numel() for p in sparsebayes.load(target).parameters()) == points[1].params
+    assert (target / "model.onnx").stat().st_size > 0
+    small = export_point(folder, max_params=points[-1].params, out=Path("small"), legacy=True)
+    assert sum(p.numel() for p in sparsebayes.load(small).parameters()) == points[-1].params
+    with pytest.raises(RunError, match="has no point 99"):
+        export_point(folder, point=99)
+    with pytest.raises(RunError, match="is not a run folder with finished points"):
+        export_point(Path("nowhere"))
+
+
+def test_folders_that_cannot_be_used() -> None:
+    quick = recipe("export.onnx=false", "train.cycles.count=1", "train.pretrain.epochs=1")
+    folder = run_recipe(quick, out=Path("run"), quiet=True)
+    with pytest.raises(RunError, match="run exists already; give another --out"):
+        run_recipe(quick, out=folder, quiet=True)
+    run_recipe(quick, out=folder, quiet=True, overwrite=True)
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match="mine exists already"):
+        run_recipe(quick, out=Path("mine"), quiet=True, overwrite=True)
+    assert Path("mine/thesis.tex").read_text() == "precious"
+    with pytest.raises(RunError, match="is not a run folder: expected recipe.yaml"):
+        run_recipe(quick, resume=Path("mine"), quiet=True)
+    with pytest.raises(RunError, match="was made by another recipe or with other overrides"):
+        run_recipe(recipe("train.lr=0.01"), resume=folder, quiet=True)
+    Path("file").write_text("")
+    with pytest.raises(RunError, match="cannot write the run folder"):
+        run_recipe(quick, out=Path("file/run"), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ("data.batch_size=1000", DataError, "batch_size is 1000, but only 240 images are left"),
+        ("data.holdout=300", DataError, "holdout must be between 1 and 299"),
+        ("data.name=tiny_task:bad_labels", DataError, "the model has 3 outputs"),
+        ("model.name=tiny_task:Wide", DataError, r"does not accept images of shape \[1, 8, 8\]"),
+        ("train.lr=99", NumericsError, "collapsed in phase 'pretrain'"),
+        ("groups={rule: units, include: [nothing]}", sparsebayes.SparseBayesError, "found nothing to group"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence(change: str, error: type[Exception], text: str) -> None:
+    changes = [change, "train.momentum=0.99"] if "lr=99" in change else [change]
+    with pytest.raises(error, match=text):
+        run_recipe(recipe(*changes), out=Path("run"), quiet=True)
+    assert not (Path("run") / "report.json").exists()
+
+
+def test_absent_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RecipeError, match="sees no CUDA device; use --device cpu or auto"):
+        run_recipe(recipe("device=cuda"), out=Path("run"), quiet=True)
+    assert not Path("run").exists()
+
+
+def test_progress_lines_tell_the_story(capsys: pytest.CaptureFixture[str]) -> None:
+    run_recipe(recipe("export.onnx=false", "train.cycles.count=2"), out=Path("run"))
+    lines = capsys.readouterr().out
+    assert "point 0:" in lines
+    assert "point 2:" in lines
+    assert "x fewer" in lines
