@@ -48,6 +48,7 @@ def wrap(
     example: Tensor | None = None,
     num_data: int | None = None,
     scale: str = "switches",
+    update: str = "reweighted",
     price: str = "none",
     seed: int = 0,
 ) -> SparseModel:
@@ -60,6 +61,7 @@ def wrap(
         example: A batch of inputs; None: taken from the first `update`.
         num_data: Images in the training set; None: asked of the first loader given to `update`.
         scale: ``"switches"``, one prior variance for the scale of a group, or ``"entries"``, the paper's form.
+        update: ``"reweighted"`` or ``"mackay"``: how prior variances and penalty follow from the curvature.
         price: ``"none"``, ``"params"`` or ``"macs"``: what makes a group's strength larger.
         seed: Seed of the curvature estimates.
 
@@ -70,7 +72,16 @@ def wrap(
         GroupingError: If a rule is unknown or matches nothing (at once, or at the first update for rules that need an
             example input).
     """
-    return SparseModel(model, groups, example=example, num_data=num_data, scale=scale, price=price, seed=seed)
+    return SparseModel(
+        model,
+        groups,
+        example=example,
+        num_data=num_data,
+        scale=scale,
+        update=update,
+        price=price,
+        seed=seed,
+    )
 
 
 class SparseModel:
@@ -92,6 +103,7 @@ class SparseModel:
         example: Tensor | None = None,
         num_data: int | None = None,
         scale: str = "switches",
+        update: str = "reweighted",
         price: str = "none",
         seed: int = 0,
     ) -> None:
@@ -105,6 +117,7 @@ class SparseModel:
         self._groups = groups
         self._example = example
         self._scale = scale
+        self._update = update
         self._price = price
         self._seed = seed
         self._grouping: Grouping | None = groups if isinstance(groups, Grouping) else None
@@ -125,7 +138,9 @@ class SparseModel:
             RunError: If they need an example input and none was seen yet.
         """
         if self._grouping is None:
-            raise RunError("the groups are not known before an example input is: call update(loader), or give example=")
+            raise RunError(
+                "the groups are not known before an example input is: call update(loader), or give example="
+            )
         return self._grouping
 
     def graph(self) -> UnitGraph:
@@ -167,11 +182,17 @@ class SparseModel:
         batches = self._look(batches)
         grouping = self.grouping
         if self.posterior is None:
-            self.posterior = Laplace(grouping.num_groups, scale=self._scale, strength=strength)
+            self.posterior = Laplace(
+                grouping.num_groups, scale=self._scale, update=self._update, strength=strength
+            )
         options: Mapping[str, Any] = {
-            "num_data": self.num_data, "estimator": estimator, "factor": factor, "draws": draws,
-            "num_images": num_images, "seed": self._seed + self.num_updates,
-        }  # fmt: skip
+            "num_data": self.num_data,
+            "estimator": estimator,
+            "factor": factor,
+            "draws": draws,
+            "num_images": num_images,
+            "seed": self._seed + self.num_updates,
+        }
         prices = None
         if self._price != "none":
             prices = group_prices(grouping, entry_costs(self.model, self._seen_example()[:1], self._price))
@@ -201,7 +222,9 @@ class SparseModel:
             return torch.zeros((), device=_device(self.model))
         norms = self._group_norms(differentiable=True)
         weight = (self.posterior.penalty / self._num_data()).to(norms)
-        reference = torch.ones_like(norms) if self._scale == "entries" else self._norms.to(norms).clamp(min=1e-12)
+        reference = (
+            torch.ones_like(norms) if self._scale == "entries" else self._norms.to(norms).clamp(min=1e-12)
+        )
         return (weight * norms / reference).sum()
 
     def shrink_(self, lr: float) -> None:
@@ -238,9 +261,13 @@ class SparseModel:
         keep, evidence = self.posterior.keep(rule), self.posterior.evidence
         score = torch.where(keep, evidence.clamp(min=0) + 2.0, evidence / (1.0 + evidence))
         self.selection = select(
-            self.grouping, score, threshold=1.0, max_removal=max_removal, min_keep=min_keep,
+            self.grouping,
+            score,
+            threshold=1.0,
+            max_removal=max_removal,
+            min_keep=min_keep,
             strength=self.posterior.strength,
-        )  # fmt: skip
+        )
         return self.selection
 
     def prune_(self, selection: Selection | None = None) -> Masks:
@@ -329,7 +356,9 @@ class SparseModel:
 
     def _seen_example(self) -> Tensor:
         if self._example is None:
-            raise RunError("no example input was seen yet: call update(loader), or give wrap(..., example=batch)")
+            raise RunError(
+                "no example input was seen yet: call update(loader), or give wrap(..., example=batch)"
+            )
         return self._example.to(_device(self.model))
 
     def _num_data(self) -> int:

@@ -38,7 +38,9 @@ def data(num: int = 240) -> TensorDataset:
     return TensorDataset(images, labels)
 
 
-def train(sparse: sparsebayes.SparseModel, loader: DataLoader, optimizer: torch.optim.Optimizer, epochs: int) -> None:
+def train(
+    sparse: sparsebayes.SparseModel, loader: DataLoader, optimizer: torch.optim.Optimizer, epochs: int
+) -> None:
     sparse.model.train()
     for _ in range(epochs):
         for x, y in loader:
@@ -67,7 +69,9 @@ def test_two_arguments_suffice_from_update_to_onnx(tmp_path) -> None:
     small = sum(p.numel() for p in sparse.model.parameters())
     assert small < dense / 3
     assert error(sparse.model) < 0.02
-    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == set(map(id, sparse.model.parameters()))
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == set(
+        map(id, sparse.model.parameters())
+    )
     assert isinstance(sparse.model, Plain)
     path = sparse.export_onnx(tmp_path / "model.onnx")
     assert path.stat().st_size > 0
@@ -77,7 +81,9 @@ def test_two_arguments_suffice_from_update_to_onnx(tmp_path) -> None:
 def test_data_size_and_example_are_taken_from_the_first_update() -> None:
     batches = list(DataLoader(data(), batch_size=40))
     sparse = sparsebayes.wrap(Plain(), groups="units")
-    with pytest.raises(DataError, match=r"size of the training set is not known: give wrap\(\.\.\., num_data=N\)"):
+    with pytest.raises(
+        DataError, match=r"size of the training set is not known: give wrap\(\.\.\., num_data=N\)"
+    ):
         sparse.update(batches)
     sparse = sparsebayes.wrap(Plain(), groups="units", num_data=1000)
     with pytest.raises(DataError, match="got an empty loader"):
@@ -94,7 +100,8 @@ def test_the_first_batch_is_used_for_the_estimate_as_well() -> None:
     late = sparsebayes.wrap(model, groups="units", num_data=240)
     early = sparsebayes.wrap(model, groups="units", num_data=240, example=batches[0][0])
     torch.testing.assert_close(
-        late.update(iter(batches), estimator="exact").evidence, early.update(batches, estimator="exact").evidence
+        late.update(iter(batches), estimator="exact").evidence,
+        early.update(batches, estimator="exact").evidence,
     )
 
 

@@ -51,36 +51,64 @@ class Task:
 
 
 OURS: dict[str, tuple[str, ...]] = {"sparsebayes": ()}
-SELECTED = "Settings were chosen on held-out training images; the test set is read once, at the end of each run."
+SELECTED = (
+    "Settings were chosen on held-out training images; the test set is read once, at the end of each run."
+)
 
 TASKS = {
     task.name: task
     for task in (
-        Task("quickstart", "Quickstart: LeNet-5 on the embedded MNIST sample", "quickstart", OURS, (SELECTED,)),
         Task(
-            "lenet5-mnist", "LeNet-5-Caffe on MNIST, structured", "lenet5_mnist", OURS,
+            "quickstart", "Quickstart: LeNet-5 on the embedded MNIST sample", "quickstart", OURS, (SELECTED,)
+        ),
+        Task(
+            "lenet5-mnist",
+            "LeNet-5-Caffe on MNIST, structured",
+            "lenet5_mnist",
+            OURS,
             (
                 SELECTED,
                 "Published, structured (error %, parameters fewer): BC-GHS 1.0, 156x; BC-GNJ 1.0, 108x "
                 "(Louizos et al. 2017, as listed by its authors).",
             ),
         ),
-        Task("lenet5-mnist-300x", "LeNet-5-Caffe on MNIST at 1/300 of its parameters", "lenet5_mnist",
-             {"sparsebayes": ("prune.budget.params=0.00333",)}, (SELECTED,)),
+        Task(
+            "lenet5-mnist-300x",
+            "LeNet-5-Caffe on MNIST at 1/300 of its parameters",
+            "lenet5_mnist",
+            {"sparsebayes": ("prune.budget.params=0.00333",)},
+            (SELECTED,),
+        ),
         Task("lenet300-mnist", "LeNet-300-100 on MNIST, structured", "lenet300_mnist", OURS, (SELECTED,)),
         Task(
-            "lenet5-mnist-weights", "LeNet-5-Caffe on MNIST, single weights", "lenet5_mnist_weights", OURS,
+            "lenet5-mnist-weights",
+            "LeNet-5-Caffe on MNIST, single weights",
+            "lenet5_mnist_weights",
+            OURS,
             (
-                SELECTED, "params_ratio counts the weights that are not zero.",
+                SELECTED,
+                "params_ratio counts the weights that are not zero.",
                 "Published: sparse variational dropout 0.75 %, 280x (Molchanov et al. 2017, as listed by its authors).",
             ),
         ),
-        Task("auto-lenet5-mnist", "strength: auto, LeNet-5-Caffe on MNIST", "lenet5_mnist",
-             {"sparsebayes (auto)": ("prune.budget=null", "prior.strength=auto")}, (SELECTED,)),
-        Task("auto-lenet300-mnist", "strength: auto, LeNet-300-100 on MNIST", "lenet300_mnist",
-             {"sparsebayes (auto)": ("prune.budget=null", "prior.strength=auto")}, (SELECTED,)),
         Task(
-            "equal-size", "Which groups go: five scores at equal size, LeNet-5-Caffe on MNIST", "lenet5_mnist",
+            "auto-lenet5-mnist",
+            "strength: auto, LeNet-5-Caffe on MNIST",
+            "lenet5_mnist",
+            {"sparsebayes (auto)": ("prune.budget=null", "prior.strength=auto")},
+            (SELECTED,),
+        ),
+        Task(
+            "auto-lenet300-mnist",
+            "strength: auto, LeNet-300-100 on MNIST",
+            "lenet300_mnist",
+            {"sparsebayes (auto)": ("prune.budget=null", "prior.strength=auto")},
+            (SELECTED,),
+        ),
+        Task(
+            "equal-size",
+            "Which groups go: five scores at equal size, LeNet-5-Caffe on MNIST",
+            "lenet5_mnist",
             {
                 "switch evidence": (),
                 "entries": ("prior.scale=entries",),
@@ -88,11 +116,14 @@ TASKS = {
                 "Taylor": ("prune.score=taylor",),
                 "random": ("prune.score=random",),
             },
-            ("All share schedule, budget and seeds; only the score that orders the groups differs. Groups are whole units.",
-             SELECTED),
+            (
+                "All share schedule, budget and seeds; only the score that orders the groups differs.",
+                "Groups are whole units.",
+                SELECTED,
+            ),
         ),
     )
-}  # fmt: skip
+}
 SHARED = {"equal-size": ("groups=units", "train.finetune.epochs=10", "train.distill=0", "export.onnx=false")}
 
 
@@ -120,38 +151,59 @@ def run(task: Task, seeds: list[int], overrides: list[str], threads: int, keep: 
             changes = [*SHARED.get(task.name, ()), *own, f"seed={seed}", f"threads={threads}", *overrides]
             recipe = load_recipe(task.recipe, overrides=changes)
             with tempfile.TemporaryDirectory() as scratch:
-                folder = (keep / f"{task.name}-{method.replace(' ', '-')}-{seed}") if keep else Path(scratch) / "run"
+                folder = (
+                    (keep / f"{task.name}-{method.replace(' ', '-')}-{seed}")
+                    if keep
+                    else Path(scratch) / "run"
+                )
                 start = time.perf_counter()
                 run_recipe(recipe, out=folder, quiet=True, overwrite=True)
                 seconds = time.perf_counter() - start
                 report = json.loads((folder / "report.json").read_text())
             for metric, value in metrics(report, seconds):
                 values.setdefault((method, metric), {})[seed] = value
-            print(f"{task.name} {method} seed {seed}: {100 * report['compact']['test_error']:.2f} % "
-                  f"(dense {100 * report['dense']['test_error']:.2f} %), {report['compact']['params']} parameters, "
-                  f"{report['widths']}, {seconds:.0f} s", flush=True)  # fmt: skip
+            print(
+                f"{task.name} {method} seed {seed}: {100 * report['compact']['test_error']:.2f} % "
+                f"(dense {100 * report['dense']['test_error']:.2f} %), {report['compact']['params']} parameters, "
+                f"{report['widths']}, {seconds:.0f} s",
+                flush=True,
+            )
             rows = [
                 Row(task.name, name, metric, tuple(by_seed.values()), tuple(by_seed))
                 for (name, metric), by_seed in values.items()
             ]
             target.parent.mkdir(parents=True, exist_ok=True)
             write_rows(
-                target, title=task.title, notes=list(task.notes), rows=rows, hardware=f"{machine_hardware()}; {threads} threads",
-                versions=library_versions(), command=shlex.join(["python", *sys.argv]), git_commit=git_commit(ROOT),
-            )  # fmt: skip
+                target,
+                title=task.title,
+                notes=list(task.notes),
+                rows=rows,
+                hardware=f"{machine_hardware()}; {threads} threads",
+                versions=library_versions(),
+                command=shlex.join(["python", *sys.argv]),
+                git_commit=git_commit(ROOT),
+            )
     read_benchmark(target)
 
 
 def main() -> None:
     """Parse the command line and run one task."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--keep", type=Path, help="keep the run folders here")
     parser.add_argument("overrides", nargs="*", help="recipe overrides, key=value")
     arguments = parser.parse_args()
-    run(TASKS[arguments.task], list(range(arguments.seeds)), arguments.overrides, arguments.threads, arguments.keep)
+    run(
+        TASKS[arguments.task],
+        list(range(arguments.seeds)),
+        arguments.overrides,
+        arguments.threads,
+        arguments.keep,
+    )
 
 
 if __name__ == "__main__":

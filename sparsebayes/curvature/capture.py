@@ -90,7 +90,7 @@ class Capture(TorchFunctionMode):
                 continue
             uses.subtract(names)
             apart = call.input.ndim > 1 and len(call.input) == len(call.output) == num_images
-            if not (apart and call.input_intact and call.weight != call.bias):
+            if not (apart and call.input_intact):
                 found |= names
         return found | {name for name, count in uses.items() if count != 0}
 

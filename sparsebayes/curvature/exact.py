@@ -57,7 +57,8 @@ def output_hessian(logits: Tensor, y: Tensor, likelihood: str = "cross_entropy")
     """
     if likelihood not in LOSSES:
         raise RecipeError(unknown("likelihood", likelihood, LOSSES))
-    # Reverse mode twice: torch.func.hessian's forward mode loads scripted decompositions, which torch deprecates.
+    # Reverse mode twice: the forward mode of torch.func.hessian loads scripted functions, which torch
+    # deprecates.
     result: Tensor = vmap(jacrev(jacrev(LOSSES[likelihood])))(logits, y)
     return result
 

@@ -146,7 +146,7 @@ class Sweep:
 
     def _ready(self, x: Tensor) -> Tensor:
         x = x.to(self.device)
-        return x  # autograd refuses what was made in inference mode
+        return x.clone() if x.is_inference() else x  # autograd refuses what was made in inference mode
 
     def _block(self, x: Tensor, y: Tensor, used: int, mixed: set[str]) -> Block:
         x = self._ready(x)

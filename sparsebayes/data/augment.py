@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -20,20 +21,21 @@ _MAX_ANGLE = math.radians(10.0)
 _MAX_SCALE = 0.1  # relative
 
 
-def shift(images: Tensor, generator: Generator) -> Tensor:
-    """Move each image by up to 2 whole pixels along each axis.
+def shift(images: Tensor, generator: Generator, *, reach: int = _MAX_SHIFT) -> Tensor:
+    """Move each image by up to `reach` whole pixels along each axis.
 
     Args:
         images: of shape `[B, C, H, W]`, any dtype and device.
         generator: on the CPU, so that the same seed moves the same images on every device.
+        reach: largest move, in pixels.
 
     Returns:
         A new tensor like `images`.
     """
     height, width = images.shape[2:]
-    padded = functional.pad(images, (_MAX_SHIFT,) * 4)  # [B, C, H+4, W+4]
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 5, 5, H, W], a view
-    offsets = torch.randint(0, 2 * _MAX_SHIFT + 1, (2, len(images)), generator=generator).to(images.device)
+    padded = functional.pad(images, (reach,) * 4)  # [B, C, H+2r, W+2r]
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 2r+1, 2r+1, H, W], a view
+    offsets = torch.randint(0, 2 * reach + 1, (2, len(images)), generator=generator).to(images.device)
     return windows[torch.arange(len(images), device=images.device), :, offsets[0], offsets[1]]
 
 
@@ -70,5 +72,6 @@ def _unchanged(images: Tensor, generator: Generator) -> Tensor:
 AUGMENTATIONS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "none": _unchanged,
     "shift": shift,
+    "shift1": partial(shift, reach=1),
     "affine": affine,
 }

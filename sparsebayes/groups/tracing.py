@@ -238,17 +238,14 @@ def _call(trace: Trace, node: fx.Node, values: dict[fx.Node, Any]) -> Result | N
             f"the tracer cannot follow {call.place}: {error}; use a rule that needs no tracing"
         ) from error
     if packet.endswith("_") and isinstance(node.args[0], fx.Node):
-        _changed_in_place(trace, values, node.args[0], result)
+        _changed_in_place(trace, values[node.args[0]], result)
     return result
 
 
-def _changed_in_place(trace: Trace, values: dict[fx.Node, Any], node: fx.Node, result: Result) -> None:
-    """An in-place operation also changes its argument, and other views of it that may be read later."""
-    before = values[node]
-    if isinstance(before, Shadow) and isinstance(result, Shadow):
-        if bool((before.zero & ~result.zero).any()):
-            trace.taint(before.ids)
-        values[node] = result
+def _changed_in_place(trace: Trace, before: Any, result: Result) -> None:
+    """An in-place operation also changes other views of its argument, whose shadows promise zeros still."""
+    if isinstance(before, Shadow) and isinstance(result, Shadow) and bool((before.zero & ~result.zero).any()):
+        trace.taint(before.ids)
 
 
 def _filled(value: Any, values: dict[fx.Node, Any]) -> Any:

@@ -30,7 +30,7 @@ from sparsebayes.groups.grouping import Grouping
 from sparsebayes.groups.hierarchy import Hierarchy
 from sparsebayes.inference import updates
 from sparsebayes.inference.checks import finite, non_negative, vector
-from sparsebayes.inference.prior import effective_variance, entropy, group_temperatures
+from sparsebayes.inference.prior import ENTROPY_THRESHOLD, effective_variance, entropy, group_temperatures
 
 NEGLIGIBLE = 1e-6
 """Evidence at or below which a group is dead: without it the tempered loss changes by < 1e-6 nats."""
@@ -271,6 +271,25 @@ class Laplace:
         self._require_update()
         on = RULES[rule](self)
         return on if self.hierarchy is None else self.hierarchy.close(on)
+
+    def survives(self, rule: str = "evidence") -> Tensor:
+        """Strength up to which each group stays under a rule, of shape ``[G]``, dependencies left out.
+
+        `keep` at strength T keeps a group iff this exceeds T: z^2 h for "evidence" and (z^2 - 1/(2 pi e)) h for
+        "entropy", with h over the group's price. One update thus answers for every strength.
+
+        Args:
+            rule: "evidence" or "entropy".
+
+        Raises:
+            RecipeError: unknown rule.
+            RunError: before the first update.
+        """
+        if rule not in ("evidence", "entropy"):
+            raise RecipeError(unknown("rule", rule, ("evidence", "entropy")))
+        self._require_update()
+        energy = self._state.energy - (ENTROPY_THRESHOLD if rule == "entropy" else 0.0)
+        return energy.clamp(min=0) * self._state.curvature * self.strength
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on: float64 copies of shape ``[G]``, numbers and names.

@@ -1,7 +1,7 @@
 """Groups of a compacted network, from those of the network before: cut like the parameters that they label.
 
-    >>> smaller, origin = carry_grouping(grouping, compaction.kept, selection.on)
-    >>> gamma = gamma[origin]                       # what was known of the surviving groups goes on
+>>> smaller, origin = carry_grouping(grouping, compaction.kept, selection.on)
+>>> gamma = gamma[origin]                       # what was known of the surviving groups goes on
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ class Lineage:
                     kept.setdefault(parameter, {})[int(dim)] = positions
             return Lineage(tensors["on"].bool(), masks, kept)
         except Exception as error:  # safetensors raises its own, undocumented types
-            raise RunError(f"{path} is missing or damaged ({type(error).__name__}); start the run anew") from None
+            raise RunError(
+                f"{path} is missing or damaged ({type(error).__name__}); start the run anew"
+            ) from None
 
 
 def carry_grouping(grouping: Grouping, kept: Kept, on: Tensor | None = None) -> tuple[Grouping, Tensor]:

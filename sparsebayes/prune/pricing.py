@@ -12,6 +12,7 @@ what a selection leaves the sum over the entries that still live:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,7 +26,15 @@ from sparsebayes.groups.tracing import UnitGraph
 from sparsebayes.prune.liveness import kept_indices, living_units
 from sparsebayes.prune.selection import Selection, select
 
-__all__ = ["KINDS", "EntryCosts", "entry_costs", "group_prices", "remaining_cost", "select_within"]
+__all__ = [
+    "KINDS",
+    "EntryCosts",
+    "entry_costs",
+    "group_prices",
+    "present_cost",
+    "remaining_cost",
+    "select_within",
+]
 
 KINDS = ("params", "macs")
 
@@ -91,6 +100,19 @@ def group_prices(grouping: Grouping, costs: EntryCosts) -> Tensor:
     return (total / mean).clamp(min=1e-3) if mean > 0 else torch.ones_like(total)
 
 
+def present_cost(costs: EntryCosts, masks: Mapping[str, Tensor]) -> float:
+    """Cost of a network as it stands: of all entries that are not masked.
+
+    Args:
+        costs: Of this network.
+        masks: Parameter name to bool, True where an entry stays.
+    """
+    return sum(
+        each * (int(masks[name].sum()) if name in masks else math.prod(costs.shapes[name]))
+        for name, each in costs.per_entry.items()
+    )
+
+
 def remaining_cost(
     grouping: Grouping,
     on: Tensor,
@@ -113,8 +135,8 @@ def remaining_cost(
     kept = {} if graph is None else kept_indices(graph, living_units(graph, joint, costs.shapes))
     total = 0.0
     for name, shape in costs.shapes.items():
-        mask = joint.get(name)
-        if mask is not None:
+        if name in joint:
+            mask = joint[name]
             for dim, positions in kept.get(name, {}).items():
                 mask = mask.index_select(dim, positions)
             count = int(mask.sum())
@@ -155,7 +177,7 @@ def select_within(
     Returns:
         The selection, with the strength that made it.
     """
-    candidates = evidence.detach().double().cpu().unique()
+    candidates = torch.unique(evidence.detach().double().cpu())
     candidates = torch.cat([candidates[candidates < ceiling], candidates.new_tensor([ceiling])])
     candidates = candidates[candidates.isfinite()]
 

@@ -73,7 +73,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path} is damaged and cannot be resumed from ({type(error).__name__}); start the run anew") from None
+        raise RunError(
+            f"{path} is damaged and cannot be resumed from ({type(error).__name__}); start the run anew"
+        ) from None
     if not isinstance(state, dict) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, dict) else None
         raise RunError(f"{path} is a checkpoint of version {found}, expected {VERSION}; start the run anew")

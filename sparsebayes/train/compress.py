@@ -1,4 +1,4 @@
-"""The compression of one network: pre-train, then cycles of {curvature, update, select, compact, train}, then fine-tune.
+"""One compression: pre-train, then cycles of {curvature, update, select, compact, train}, then fine-tune.
 
 Every cycle raises the strength just far enough to remove its share of what is left, and leaves a smaller ordinary
 network behind: a point of the run's front, saved at once. Everything a cycle does follows from the point before it and
@@ -10,6 +10,7 @@ fine-tuning, is within one standard error of the best seen; a number or a budget
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebayes.api import SparseModel
 from sparsebayes.cost import cost
 from sparsebayes.data.loader import Loader
 from sparsebayes.export.saved import load_model, save_model
@@ -27,16 +27,15 @@ from sparsebayes.groups import Grouping, concatenate, make_grouping
 from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.masking import Masks
-from sparsebayes.prune.pricing import EntryCosts, entry_costs, group_prices, select_within
-from sparsebayes.prune.scores import magnitude_score, random_score, taylor_score
+from sparsebayes.prune.pricing import EntryCosts, entry_costs, present_cost
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe
-from sparsebayes.train.checkpoint import read_checkpoint, write_checkpoint
-from sparsebayes.train.evaluation import Evaluation, evaluate
+from sparsebayes.train.checkpoint import read_checkpoint, write_atomically, write_checkpoint
+from sparsebayes.train.evaluation import Evaluation
 from sparsebayes.train.fit import Epoch, Phase, fit_
 from sparsebayes.train.front import Point, band_limit, read_front, replace_point, within_band, write_front
 from sparsebayes.train.progress import Reporter
-from sparsebayes.train.seeding import derive_seed
+from sparsebayes.train.removal import Removal, remove
 
 __all__ = ["Compressor", "Loaders"]
 
@@ -44,6 +43,8 @@ PATIENCE = 2
 """Cycles in a row whose loss is out of reach of the band before `strength: auto` stops exploring."""
 REACH = 2.0
 """Times the band's limit that fine-tuning is trusted to bring back."""
+MAX_HISTOGRAM = 100_000
+"""Groups up to which the evidence of each is kept for the report's histogram."""
 FINETUNES = 4
 """Points that `strength: auto` fine-tunes at most, by bisection."""
 
@@ -133,87 +134,55 @@ class Compressor:
         model = self._build()
         train = self.recipe.train
         phase = Phase(
-            name="pretrain", epochs=train.pretrain.epochs, lr=train.rate(train.pretrain), seed=self.recipe.seed,
+            name="pretrain",
+            epochs=train.pretrain.epochs,
+            lr=train.rate(train.pretrain),
+            seed=self.recipe.seed,
             keep_best=True,
-        )  # fmt: skip
+        )
         result = self._fit(model, phase, {})
-        grouping = self._dense_grouping(model)
-        widths = {layer: int((grouping.layer_index == k).sum()) for k, layer in enumerate(grouping.layers)}
-        lineage = Lineage(torch.ones(grouping.num_groups, dtype=torch.bool))
-        self._add_point(model, lineage, result, strength=None, widths=widths)
+        lineage = Lineage(torch.ones(self._dense_grouping(model).num_groups, dtype=torch.bool))
+        self._add_point(model, lineage, result, None)
 
     def _cycles(self) -> None:
         """Shrink until the budget, the strength, the band or the number of cycles says stop."""
         recipe = self.recipe
         model, lineage = self.network(self.points[-1].point)
         costs = self._costs(model)
-        dense = self._spent(self.points[0], costs.kind)
-        budget = None if recipe.prune.budget is None else self._budget_share() * dense
+        budget = self._budget(costs.kind)
         while len(self.points) <= recipe.train.cycles.count and not self._explored():
-            left = self._spent(self.points[-1], costs.kind)
-            if budget is not None and left <= budget:
+            left = present_cost(costs, lineage.masks)
+            if left <= budget:
                 return
-            target = max(left * (1 - recipe.train.cycles.shrink), budget or 0.0)
+            target = max(left * (1 - recipe.train.cycles.shrink), budget)
             number = len(self.points)
-            step = self._remove(model, lineage, costs, target, number)
-            if step is None:
+            removal = remove(
+                recipe,
+                model,
+                lineage,
+                self._dense_grouping(),
+                self.loaders.plain,
+                self.loaders.example,
+                costs=costs,
+                target=target,
+                number=number,
+            )
+            if removal is None:
                 self._reporter.line("no group is left to remove within the bounds; the cycles end here")
                 return
-            model, lineage, strength, widths = step
+            model, lineage, self.refused = removal.model, removal.lineage, removal.fixed
+            self._log_removal(removal, number)
             costs = self._costs(model)
             train = recipe.train
             phase = Phase(
-                name=f"cycle {number}", epochs=train.cycles.epochs, lr=train.rate(train.cycles), seed=recipe.seed,
+                name=f"cycle {number}",
+                epochs=train.cycles.epochs,
+                lr=train.rate(train.cycles),
+                seed=recipe.seed,
                 reference=self.points[-1].heldout_loss,
-            )  # fmt: skip
+            )
             result = self._fit(model, phase, lineage.masks)
-            self._add_point(model, lineage, result, strength=strength, widths=widths)
-
-    def _remove(
-        self, model: nn.Module, lineage: Lineage, costs: EntryCosts, target: float, number: int
-    ) -> tuple[nn.Module, Lineage, float | None, dict[str, int]] | None:
-        """One removal; None if nothing can go."""
-        recipe = self.recipe
-        grouping, origin = lineage.grouping(self._dense_grouping())
-        sparse = SparseModel(
-            model, grouping, example=self.loaders.example, num_data=self.loaders.train.num_data,
-            scale=recipe.prior.scale, seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
-        )  # fmt: skip
-        sparse.masks = Masks(lineage.masks) if lineage.masks else None
-        score = self._score(sparse, grouping, number)
-        if recipe.prior.price != "none":
-            score = score / group_prices(grouping, self._costs(model, recipe.prior.price))
-        selection = select_within(
-            grouping, score, sparse.graph(), costs, target=target, ceiling=self._ceiling(),
-            max_removal=recipe.prune.max_removal, min_keep=recipe.prune.min_keep, masks=lineage.masks,
-        )  # fmt: skip
-        if bool(selection.on.all()):
-            return None
-        self.refused = sparse.graph().fixed
-        sparse.prune_(selection)
-        done = sparse.compact()
-        self._log_removal(sparse, selection, number)
-        widths = {layer: kept for layer, (kept, _) in selection.counts().items()}
-        return done.model, lineage.then(origin, selection.on, dict(done.masks), done.kept), selection.strength, widths
-
-    def _score(self, sparse: SparseModel, grouping: Grouping, number: int) -> Tensor:
-        """Score of every group, of shape ``[G]``: evidence in nats, or a baseline that only orders."""
-        recipe = self.recipe
-        self.loaders.plain.reseed_(derive_seed(recipe.seed, "curvature images", number))
-        kind = recipe.prune.score
-        if kind == "magnitude":
-            return magnitude_score(sparse.model, grouping)
-        if kind == "random":
-            return random_score(grouping, derive_seed(recipe.seed, "random score", number))
-        if kind == "taylor":
-            count = -(-recipe.curvature.num_images // recipe.data.batch_size)
-            batches = (batch for _, batch in zip(range(count), self.loaders.plain, strict=False))
-            return taylor_score(sparse.model, grouping, batches)
-        posterior = sparse.update(
-            self.loaders.plain, strength=1.0, num_images=recipe.curvature.num_images,
-            estimator=recipe.curvature.estimator, factor=recipe.curvature.factor, draws=recipe.curvature.draws,
-        )  # fmt: skip
-        return posterior.evidence
+            self._add_point(model, lineage, result, removal.selection)
 
     def _finetune(self) -> None:
         """Train the result for long; with `strength: auto` find by bisection the smallest that ends in the band."""
@@ -247,14 +216,21 @@ class Compressor:
         model, lineage = self.network(point.point)
         train = self.recipe.train
         phase = Phase(
-            name=f"finetune {point.point}", epochs=train.finetune.epochs, lr=train.rate(train.finetune),
-            seed=self.recipe.seed, keep_best=True, reference=point.heldout_loss,
-        )  # fmt: skip
+            name=f"finetune {point.point}",
+            epochs=train.finetune.epochs,
+            lr=train.rate(train.finetune),
+            seed=self.recipe.seed,
+            keep_best=True,
+            reference=point.heldout_loss,
+        )
         result = self._fit(model, phase, lineage.masks)
         new = replace(
-            point, heldout_loss=result.loss, standard_error=result.standard_error, heldout_error=result.error,
+            point,
+            heldout_loss=result.loss,
+            standard_error=result.standard_error,
+            heldout_error=result.error,
             finetuned=True,
-        )  # fmt: skip
+        )
         self._save_network(new.point, model, lineage)
         self.points = replace_point(self.points, new)
         write_front(self.folder / "pareto.json", self.points)
@@ -278,21 +254,34 @@ class Compressor:
 
         def on_epoch(epoch: Epoch) -> None:
             self._reporter.step()
-            self._record({
-                "phase": phase.name.split()[0], "cycle": len(self.points), "epoch": epoch.epoch, "lr": epoch.lr,
-                "train_loss": epoch.train_loss, "heldout_loss": epoch.heldout.loss,
-                "heldout_error": epoch.heldout.error, "seconds": time.perf_counter() - start,
-            })  # fmt: skip
+            self._record(
+                {
+                    "phase": phase.name.split()[0],
+                    "cycle": len(self.points),
+                    "epoch": epoch.epoch,
+                    "lr": epoch.lr,
+                    "train_loss": epoch.train_loss,
+                    "heldout_loss": epoch.heldout.loss,
+                    "heldout_error": epoch.heldout.error,
+                    "seconds": time.perf_counter() - start,
+                }
+            )
 
         def save(state: dict[str, Any]) -> None:
             write_checkpoint(self.folder / "checkpoint.pt", {"phase": phase.name, "state": state})
 
         return fit_(
-            model, self.loaders.train, self.loaders.heldout, phase, self.recipe.train,
+            model,
+            self.loaders.train,
+            self.loaders.heldout,
+            phase,
+            self.recipe.train,
             teacher=self._teach() if phase.name != "pretrain" else None,
-            after_step=after_step if held is not None else None, on_epoch=on_epoch, save=save,
+            after_step=after_step if held is not None else None,
+            on_epoch=on_epoch,
+            save=save,
             resume=self._resumed(phase),
-        )  # fmt: skip
+        )
 
     def _resumed(self, phase: Phase) -> dict[str, Any] | None:
         """State of this very phase, if the run was interrupted within it."""
@@ -320,22 +309,47 @@ class Compressor:
         return self._teacher
 
     def _add_point(
-        self, model: nn.Module, lineage: Lineage, result: Evaluation, *, strength: float | None, widths: dict[str, int]
+        self,
+        model: nn.Module,
+        lineage: Lineage,
+        result: Evaluation,
+        selection: Selection | None,
     ) -> None:
+        """Save a network as the next point of the front; `selection` made it, None for the dense one."""
         number = len(self.points)
         spent = cost(model, self.loaders.example)
+        strength = None if selection is None else selection.strength
+        if selection is None:
+            grouping = self._dense_grouping(model)
+            counts = torch.bincount(grouping.layer_index, minlength=len(grouping.layers)).tolist()
+            widths = dict(zip(grouping.layers, counts, strict=True))
+        else:
+            widths = {layer: kept for layer, (kept, _) in selection.counts().items()}
         zeros = sum(int((~mask).sum()) for mask in lineage.masks.values())
         point = Point(
-            number, spent.params - zeros, spent.macs, result.loss, result.standard_error, result.error,
-            strength=strength, widths=widths,
-        )  # fmt: skip
+            number,
+            spent.params - zeros,
+            spent.macs,
+            result.loss,
+            result.standard_error,
+            result.error,
+            strength=strength,
+            widths=widths,
+        )
         self._save_network(number, model, lineage)
         self.points.append(point)
         write_front(self.folder / "pareto.json", self.points)
-        self._record({
-            "phase": "point", "cycle": number, "params": point.params, "macs": point.macs, "strength": strength,
-            "heldout_loss": point.heldout_loss, "heldout_error": point.heldout_error,
-        })  # fmt: skip
+        self._record(
+            {
+                "phase": "point",
+                "cycle": number,
+                "params": point.params,
+                "macs": point.macs,
+                "strength": strength,
+                "heldout_loss": point.heldout_loss,
+                "heldout_error": point.heldout_error,
+            }
+        )
         self._reporter.line(f"point {number}: {_describe(point)}")
 
     def _save_network(self, point: int, model: nn.Module, lineage: Lineage) -> None:
@@ -360,25 +374,23 @@ class Compressor:
             self._dense = concatenate(parts)
         return self._dense
 
-    def _costs(self, model: nn.Module, kind: str | None = None) -> EntryCosts:
+    def _costs(self, model: nn.Module) -> EntryCosts:
         """Entry costs in the budget's unit, else in the price's, else in parameters."""
-        if kind is None:
-            budget, price = self.recipe.prune.budget, self.recipe.prior.price
-            kind = "macs" if budget is not None and budget.macs is not None else "params"
-            kind = price if budget is None and price != "none" else kind
+        budget, price = self.recipe.prune.budget, self.recipe.prior.price
+        if budget is not None:
+            kind = "macs" if budget.macs is not None else "params"
+        else:
+            kind = "params" if price == "none" else price
         return entry_costs(model, self.loaders.example, kind)
 
-    def _spent(self, point: Point, kind: str) -> float:
-        return float(point.params if kind == "params" else point.macs)
-
-    def _budget_share(self) -> float:
-        budget = self.recipe.prune.budget
-        assert budget is not None
-        return budget.params or budget.macs or 1.0
-
-    def _ceiling(self) -> float:
-        strength = self.recipe.prior.strength
-        return strength if isinstance(strength, float) else float("inf")
+    def _budget(self, kind: str) -> float:
+        """Cost that the result may have; 0 if the recipe names no budget."""
+        budget, dense = self.recipe.prune.budget, self.points[0]
+        if budget is None:
+            return 0.0
+        return (
+            (budget.params or 0.0) * dense.params if kind == "params" else (budget.macs or 0.0) * dense.macs
+        )
 
     def _is_auto(self) -> bool:
         return self.recipe.prior.strength == "auto" and self.recipe.prune.budget is None
@@ -390,9 +402,16 @@ class Compressor:
         limit = REACH * band_limit(self.points)
         return all(point.heldout_loss > limit for point in self.points[-PATIENCE:])
 
-    def _log_removal(self, sparse: SparseModel, selection: Selection, number: int) -> None:
-        self._record({"phase": "select", "cycle": number, "strength": selection.strength, "kept": selection.num_kept})
-        (self.folder / "selection.json").write_text(selection.to_json(), encoding="utf-8")
+    def _log_removal(self, removal: Removal, number: int) -> None:
+        """Keep the decision and what it was made by, for the report."""
+        selection = removal.selection
+        self._record(
+            {"phase": "select", "cycle": number, "strength": selection.strength, "kept": selection.num_kept}
+        )
+        write_atomically(self.folder / "selection.json", selection.to_json())
+        if selection.num_groups <= MAX_HISTOGRAM:
+            survives = [float(value) for value in removal.survives]
+            write_atomically(self.folder / "evidence.json", json.dumps({"evidence": survives}))
 
 
 def _logits(model: nn.Module, loader: Loader) -> Tensor:

@@ -109,7 +109,7 @@ def fit_(
     if phase.epochs == 0:
         return start
     fresh = {"epoch": 0, "initial": initial, "best": initial, "start": start.loss, "best_loss": start.loss}
-    state = {"attempt": 0, **fresh} if resume is None else dict(resume)
+    state: dict[str, Any] = {"attempt": 0, **fresh} if resume is None else dict(resume)
     for attempt in range(state["attempt"], ATTEMPTS):
         ended = _attempt(model, loader, heldout, phase, settings, state, teacher, after_step, on_epoch, save)
         if ended is not None:
@@ -239,7 +239,7 @@ def make_optimizer(model: nn.Module, settings: TrainSection, lr: float) -> torch
     if settings.optimizer == "sgd":
         nesterov = settings.momentum > 0
         return torch.optim.SGD(parameters, lr, settings.momentum, weight_decay=decay, nesterov=nesterov)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr, weight_decay=decay)
 
 

@@ -1,10 +1,10 @@
 """The trade-off that one run traces: a list of networks, from the dense one down, and the choice among them.
 
-    >>> dense = Point(0, params=1000, macs=9000, heldout_loss=0.030, standard_error=0.004, heldout_error=0.008)
-    >>> small = Point(1, params=100, macs=800, heldout_loss=0.033, standard_error=0.004, heldout_error=0.009)
-    >>> tiny = Point(2, params=10, macs=90, heldout_loss=0.090, standard_error=0.008, heldout_error=0.025)
-    >>> within_band([dense, small, tiny])[0].point
-    1
+>>> dense = Point(0, params=1000, macs=9000, heldout_loss=0.030, standard_error=0.004, heldout_error=0.008)
+>>> small = Point(1, params=100, macs=800, heldout_loss=0.033, standard_error=0.004, heldout_error=0.009)
+>>> tiny = Point(2, params=10, macs=90, heldout_loss=0.090, standard_error=0.008, heldout_error=0.025)
+>>> within_band([dense, small, tiny])[0].point
+1
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def choose(points: Sequence[Point], *, point: int | None = None, max_params: int
         fitting = [p for p in points if p.params <= max_params]
         if not fitting:
             smallest = min(p.params for p in points)
-            raise RunError(f"no point of the run has at most {max_params} parameters; the smallest has {smallest}")
+            raise RunError(
+                f"no point of the run has at most {max_params} parameters; the smallest has {smallest}"
+            )
         return min(fitting, key=lambda p: p.heldout_loss)
     chosen = [p for p in points if p.chosen]
     if not chosen:

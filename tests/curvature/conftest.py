@@ -23,7 +23,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = functional.relu(self.norm(self.conv1(x)), inplace=True)
-        h = h + self.depthwise(h).relu_()
+        h = h + self.depthwise(h).sigmoid_()
         return self.fc(functional.avg_pool2d(self.grouped(h).relu_(), (2, 3)).flatten(1))
 
 
@@ -70,8 +70,22 @@ class Gathered(nn.Module):
         return functional.linear(h.index_select(-1, self.columns), self.weight)
 
 
+class Fork(nn.Module):
+    """A map that two convolutions and a mean read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(1, 3, 2)
+        self.left = nn.Conv2d(3, 3, 1)
+        self.right = nn.Conv2d(3, 3, 2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.enter(x))
+        return self.left(h).sum((2, 3)) + self.right(h).tanh().sum((2, 3)) + h.mean((1, 2, 3)).unsqueeze(1)
+
+
 def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(inplace=True), nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 3))
+    return nn.Sequential(nn.Linear(5, 6), nn.ELU(inplace=True), nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 3))
 
 
 def _volume() -> nn.Module:
@@ -83,6 +97,7 @@ def _volume() -> nn.Module:
 _NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (_mlp, (5,)),
     "residual": (Residual, (2, 8, 8)),
+    "fork": (Fork, (1, 4, 4)),
     "shared": (Shared, (5,)),
     "sequence": (Sequence, (4, 3)),
     "gathered": (Gathered, (1, 6, 6)),

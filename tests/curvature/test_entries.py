@@ -111,5 +111,5 @@ def test_overflowing_gradients_are_refused_by_name() -> None:
         model[0].weight.zero_()
         model[1].weight.fill_(1e30)
     batches = [(torch.ones(2, 2), torch.zeros(2, 2))]
-    with pytest.raises(NumericsError, match="nan or inf in '0.weight'; gradients overflow"):
+    with pytest.raises(NumericsError, match=r"nan or inf in '0.weight'; gradients overflow"):
         entry_curvature(model, ["0.weight", "1.weight"], batches, num_data=2, likelihood="mse")

@@ -68,12 +68,21 @@ def test_class_columns_are_an_exact_root(case: str, likelihood: str) -> None:
 
 def test_stick_keeps_tiny_entries_relatively_exact() -> None:
     # The second class has p = 1e-26, far below the rounding error of 1 - p of the first.
-    logits = torch.tensor([[0.0, -60.0, -200.0]], dtype=torch.float64)
+    logits = torch.tensor([[0.0, -60.0, -60.5, -200.0]], dtype=torch.float64)
     outer = _outer(stick(logits, _units(logits)))[0]
     p = logits.softmax(1)[0]
-    torch.testing.assert_close(outer.diagonal()[:2], p[1].expand(2), rtol=1e-12, atol=0.0)
-    torch.testing.assert_close(outer[0, 1], -p[1], rtol=1e-12, atol=0.0)
-    torch.testing.assert_close(outer[2, 2], p[2], rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(outer[0, 0], p[1:].sum(), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(outer.diagonal()[1:], p[1:], rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(outer[0, 1:], -p[1:], rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("case", LOGITS)
+def test_stick_is_linear_in_the_signs(case: str) -> None:
+    logits = LOGITS[case]
+    signs = torch.tensor([1.0, 1.0, -1.0, 1.0], dtype=torch.float64)
+    columns = stick(logits, _units(logits))
+    expected = torch.einsum("kbi,k->bi", columns, signs)
+    torch.testing.assert_close(stick(logits, signs.expand(2, 4)), expected, rtol=1e-12, atol=1e-30)
 
 
 def test_stick_matches_the_closed_form_written_as_loops() -> None:

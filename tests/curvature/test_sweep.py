@@ -64,13 +64,14 @@ def test_shuffling_loaders_do_not_move_the_random_state(build) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_mode_and_frozen_parameters_do_not_change_the_result(build, network_name: str) -> None:
+@pytest.mark.parametrize("surrounding", [torch.no_grad, torch.inference_mode])
+def test_mode_and_frozen_parameters_do_not_change_the_result(build, network_name: str, surrounding) -> None:
     model, x = build(network_name, 4)
     y = torch.tensor([0, 1, 2, 0])
     names = [name for name, _ in model.named_parameters()]
     expected = entry_curvature(model, names, [(x, y)], num_data=4)
     model.train().requires_grad_(False)
-    with torch.inference_mode():
+    with surrounding():
         found = entry_curvature(model, names, [(x.clone(), y.clone())], num_data=4)
     for name in names:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=0.0)

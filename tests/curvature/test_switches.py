@@ -99,29 +99,15 @@ def test_exact_equals_the_oracle_for_groups_across_layers(
     _assert_equal(torch.einsum("kng,knh->gh", rows, rows), expected)
 
 
-def test_a_unit_read_by_two_layers_is_summed_before_it_is_squared() -> None:
-    class Fork(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.enter = nn.Conv2d(1, 3, 2)
-            self.left = nn.Conv2d(3, 2, 1)
-            self.right = nn.Conv2d(3, 2, 2, padding=1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = torch.tanh(self.enter(x))
-            return (
-                self.left(h).sum((2, 3)) + self.right(h).tanh().sum((2, 3)) + h.mean((1, 2, 3)).unsqueeze(1)
-            )
-
-    torch.manual_seed(1)
-    model = Fork().double().eval()
-    x, y = torch.randn(4, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+def test_a_unit_read_by_two_layers_is_summed_before_it_is_squared(build) -> None:
+    model, x = build("fork", 4)
+    y = torch.tensor([0, 1, 1, 2])
     units = torch.arange(3)
     labels = (
         Labels("enter.weight", (3, 1, 2, 2), units.view(3, 1, 1, 1), gate=False),
         Labels("enter.bias", (3,), units, gate=False),
-        Labels("left.weight", (2, 3, 1, 1), units.view(1, 3, 1, 1)),
-        Labels("right.weight", (2, 3, 2, 2), units.view(1, 3, 1, 1)),
+        Labels("left.weight", (3, 3, 1, 1), units.view(1, 3, 1, 1)),
+        Labels("right.weight", (3, 3, 2, 2), units.view(1, 3, 1, 1)),
     )
     grouping = Grouping("units", labels, ("enter",), torch.zeros(3, dtype=torch.int64))
     found = gate_curvature(model, grouping, [(x, y)], num_data=4, estimator="exact")
@@ -137,6 +123,31 @@ def test_a_unit_read_by_two_layers_is_summed_before_it_is_squared() -> None:
         for label in labels[2:]
     ]
     assert not torch.allclose(found.diagonal, apart[0] + apart[1], rtol=1e-3)
+
+
+def test_groups_in_any_order_and_shared_with_other_labels(build) -> None:
+    model, x = build("mlp", 5)
+    y = torch.arange(5) % 3
+    backwards = torch.arange(12).flip(0).view(3, 4)
+    with_gaps = torch.arange(24).view(6, 4).T.reshape(4, 6).clone()
+    with_gaps[1, ::2] = -1
+    with_gaps = torch.where(with_gaps < 0, -1, 12 + with_gaps)
+    rows = torch.tensor([36, -1, 38, 36])  # as many entries as groups and gaps together
+    one_by_one = torch.arange(40, 52).view(3, 4)
+    layers = ("all",)
+    for labels in (
+        (Labels("4.weight", (3, 4), backwards),),
+        (Labels("2.weight", (4, 6), with_gaps),),
+        (Labels("2.weight", (4, 6), rows.view(4, 1)),),
+        (Labels("4.weight", (3, 4), one_by_one), Labels("4.bias", (3,), torch.tensor([41, 50, 41]))),
+        (
+            Labels("4.bias", (3,), torch.tensor([2, 0, 1])),
+            Labels("4.weight", (3, 4), torch.zeros(1, 1).long()),
+        ),
+    ):
+        grouping = Grouping("odd", labels, layers, torch.zeros(60, dtype=torch.int64))
+        found = gate_curvature(model, grouping, [(x, y)], num_data=5, estimator="exact")
+        _assert_equal(found.diagonal, gate_matrix(model, grouping, x, y).diagonal())
 
 
 @pytest.mark.parametrize("slicing", ["rows", "columns", "weights"])
@@ -280,7 +291,7 @@ def test_grouping_without_gates_is_refused(build) -> None:
     model, x = build("mlp", 2)
     own = Labels("0.weight", (6, 5), torch.zeros(1, 1, dtype=torch.int64), gate=False)
     grouping = Grouping("own", (own,), ("0",), torch.zeros(1, dtype=torch.int64))
-    with pytest.raises(GroupingError, match="expected a grouping with gate labels, .* 'own' has none"):
+    with pytest.raises(GroupingError, match=r"expected a grouping with gate labels, .* 'own' has none"):
         gate_curvature(model, grouping, [(x, torch.tensor([0, 1]))], num_data=2)
 
 

@@ -292,6 +292,24 @@ def test_whether_a_dead_unit_is_read_as_zero(operation: Callable[[Tensor], Tenso
     assert bool((zeros == 0).all()) == preserving
 
 
+def test_in_place_changes_reach_other_views() -> None:
+    def operation(x: Tensor) -> Tensor:
+        x = x.clone()
+        view = x.transpose(2, 3)
+        x.sigmoid_()
+        return view
+
+    assert trace_units(Tail(operation), IMAGE).zero_preserving.tolist() == [False] * 4
+
+
+def test_a_frozen_transformer_layer_is_not_hidden_in_a_fused_operation() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=6, batch_first=True).requires_grad_(False).eval()
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    graph = trace_units(nn.Sequential(layer), torch.zeros(2, 3, 8))
+    assert (graph.layers, graph.num_units) == (("0.linear1",), 6)
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
+
+
 def test_zero_is_judged_where_it_is_read() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
@@ -323,6 +341,7 @@ class Aux(nn.Module):
         self.aux, self.idle = nn.Linear(3, 1), nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        torch.manual_seed(3)
         x = self.norm(self.a(x))
         return (self.b(x), self.aux(x)) if self.training else self.b(x)
 

@@ -544,3 +544,22 @@ def test_foreign_states_are_refused(change: dict[str, Any], message: str) -> Non
     posterior = Laplace(2)
     with pytest.raises(RunError, match=message):
         posterior.load_state_dict({**posterior.state_dict(), **change})
+
+
+@pytest.mark.parametrize("rule", ["evidence", "entropy"])
+def test_survives_is_the_strength_at_which_keep_changes_its_mind(rule: str) -> None:
+    magnitude = torch.tensor([1.0, 0.5, 1.2, 0.1], dtype=torch.float64)
+    curvature = torch.tensor([3.0, 40.0, 0.7, 900.0], dtype=torch.float64)
+    prices = torch.tensor([1.0, 2.0, 0.5, 0.5], dtype=torch.float64)
+    posterior = Laplace(4, strength=7.0)
+    posterior.update_(magnitude, curvature, prices=prices)
+    limits = posterior.survives(rule)
+    for group, limit in enumerate(limits.tolist()):
+        for strength in (0.999 * limit, 1.001 * limit):
+            if strength > 0:
+                posterior.update_(magnitude, curvature, prices=prices, strength=strength)
+                assert bool(posterior.keep(rule)[group]) == (strength < limit)
+    with pytest.raises(RecipeError, match="unknown rule 'printed'"):
+        posterior.survives("printed")
+    with pytest.raises(RunError, match="at least one update"):
+        Laplace(4).survives()

@@ -95,15 +95,19 @@ def test_a_collapse_is_begun_again_at_a_lower_rate() -> None:
     good = fit(model, phase={"epochs": 6})
     epochs: list[Epoch] = []
     after = fit(
-        model, phase={"epochs": 4, "lr": 1000.0, "reference": good.loss, "name": "finetune 1"}, on_epoch=epochs.append
-    )  # fmt: skip
+        model,
+        phase={"epochs": 4, "lr": 1000.0, "reference": good.loss, "name": "finetune 1"},
+        on_epoch=epochs.append,
+    )
     assert epochs[-1].lr < 1000.0
     assert after.error < 0.5
 
 
 def test_a_hopeless_rate_is_one_sentence() -> None:
     model = network()
-    with pytest.raises(NumericsError, match=r"collapsed in phase 'pretrain' at every learning rate from 1e\+12"):
+    with pytest.raises(
+        NumericsError, match=r"collapsed in phase 'pretrain' at every learning rate from 1e\+12"
+    ):
         fit(model, phase={"lr": 1e12})
 
 
@@ -160,7 +164,9 @@ def test_every_optimizer_learns(optimizer: str) -> None:
 def test_outputs_that_do_not_fit_the_labels_are_refused() -> None:
     with pytest.raises(DataError, match="labels run from 0 to 3, but the model has 2 outputs"):
         fit(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
-    with pytest.raises(ModelError, match=r"expected logits of shape \[32, classes\] from the model, got shape"):
+    with pytest.raises(
+        ModelError, match=r"expected logits of shape \[32, classes\] from the model, got shape"
+    ):
         fit(nn.Conv2d(1, 4, 1))
 
 

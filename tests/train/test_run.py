@@ -16,7 +16,7 @@ from sparsebayes.train import compress, run
 from sparsebayes.train.front import read_front
 from sparsebayes.train.run import export_point, run_recipe
 
-USER_CODE = '''
+USER_CODE = """
 import torch
 from torch import nn
 from sparsebayes.data import Dataset, Images
@@ -50,7 +50,7 @@ class Net(nn.Module):
 class Wide(Net):
     def forward(self, x):
         return super().forward(x.unsqueeze(0))
-'''
+"""
 
 RECIPE = """
 version: 1
@@ -95,8 +95,17 @@ def test_a_run_leaves_a_smaller_network_and_its_files() -> None:
     report = report_of(folder)
     assert report["compact"]["params"] < 0.8 * report["dense"]["params"]
     assert report["compact"]["test_error"] < 0.05
-    for name in ("recipe.yaml", "metrics.jsonl", "pareto.json", "selection.json", "model.onnx", "dense.onnx",
-                 "report.md", "report.html", "environment.json"):  # fmt: skip
+    for name in (
+        "recipe.yaml",
+        "metrics.jsonl",
+        "pareto.json",
+        "selection.json",
+        "model.onnx",
+        "dense.onnx",
+        "report.md",
+        "report.html",
+        "environment.json",
+    ):
         assert (folder / name).stat().st_size > 0, name
     model = sparsebayes.load(folder)
     assert sum(p.numel() for p in model.parameters()) == report["compact"]["params"]
@@ -115,7 +124,9 @@ def test_same_recipe_same_numbers() -> None:
 
 
 @pytest.mark.parametrize("stop", [2, 7, 9, 13])
-def test_interrupted_and_resumed_run_ends_in_the_same_numbers(stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_and_resumed_run_ends_in_the_same_numbers(
+    stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Broken off after `stop` epochs: in pre-training, in two cycles and in fine-tuning."""
     quick = recipe("export.onnx=false", "train.distill=0.5")
     whole = run_recipe(quick, out=Path("whole"), quiet=True)
@@ -141,7 +152,9 @@ def test_interrupted_and_resumed_run_ends_in_the_same_numbers(stop: int, monkeyp
 
 
 def test_budget_is_met_and_a_strength_is_not_exceeded() -> None:
-    folder = run_recipe(recipe("prune.budget.params=0.2", "export.onnx=false"), out=Path("budget"), quiet=True)
+    folder = run_recipe(
+        recipe("prune.budget.params=0.2", "export.onnx=false"), out=Path("budget"), quiet=True
+    )
     report = report_of(folder)
     assert report["compact"]["params"] <= 0.2 * report["dense"]["params"]
     assert report["compact"]["params"] > 0.1 * report["dense"]["params"]
@@ -151,8 +164,17 @@ def test_budget_is_met_and_a_strength_is_not_exceeded() -> None:
     assert points[-1].chosen
 
 
-@pytest.mark.parametrize("change", ["prune.score=magnitude", "prune.score=taylor", "prune.score=random",
-                                    "prior.scale=entries", "groups=units", "data.augment=affine"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        "prune.score=magnitude",
+        "prune.score=taylor",
+        "prune.score=random",
+        "prior.scale=entries",
+        "groups=units",
+        "data.augment=affine",
+    ],
+)
 def test_every_way_to_score_reaches_the_budget(change: str) -> None:
     settings = ["prune.budget.params=0.3", "export.onnx=false", "train.pretrain.epochs=2", change]
     report = report_of(run_recipe(recipe(*settings), out=Path("run"), quiet=True))
@@ -193,7 +215,7 @@ def test_folders_that_cannot_be_used() -> None:
     with pytest.raises(RunError, match="mine exists already"):
         run_recipe(quick, out=Path("mine"), quiet=True, overwrite=True)
     assert Path("mine/thesis.tex").read_text() == "precious"
-    with pytest.raises(RunError, match="is not a run folder: expected recipe.yaml"):
+    with pytest.raises(RunError, match=r"is not a run folder: expected recipe\.yaml"):
         run_recipe(quick, resume=Path("mine"), quiet=True)
     with pytest.raises(RunError, match="was made by another recipe or with other overrides"):
         run_recipe(recipe("train.lr=0.01"), resume=folder, quiet=True)
@@ -212,7 +234,7 @@ def test_folders_that_cannot_be_used() -> None:
         ("train.lr=99", NumericsError, "collapsed in phase 'pretrain'"),
         ("groups={rule: units, include: [nothing]}", sparsebayes.SparseBayesError, "found nothing to group"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_sentence(change: str, error: type[Exception], text: str) -> None:
     changes = [change, "train.momentum=0.99"] if "lr=99" in change else [change]
     with pytest.raises(error, match=text):

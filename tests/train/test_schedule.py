@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from sparsebayes.train.schedule import one_cycle
@@ -12,7 +14,7 @@ def test_cycle_rises_to_one_then_falls_to_zero() -> None:
     factors = [one_cycle(step, 100, warmup=0.1) for step in range(100)]
     assert factors[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
     assert max(factors) == pytest.approx(1.0)
-    assert all(a >= b for a, b in zip(factors[9:], factors[10:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[9:]))
     assert 0 < factors[-1] < 1e-3
 
 

@@ -1,0 +1,78 @@
+"""The run folder: made, checked and read. A folder that holds anything but a run is never touched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sparsebayes.errors import RunError
+from sparsebayes.recipe import Recipe, dump_recipe, parse_recipe
+from sparsebayes.train.checkpoint import write_atomically
+
+__all__ = ["open_folder", "read_seconds", "recorded_recipe"]
+
+
+def open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrite: bool) -> Path:
+    """Make the run folder, or check the one to resume."""
+    if resume is not None:
+        if not (resume / "recipe.yaml").is_file():
+            raise RunError(f"{resume} is not a run folder: expected recipe.yaml in it")
+        if _without_paths(recorded_recipe(resume)) != _without_paths(recipe):
+            raise RunError(
+                f"{resume} was made by another recipe or with other overrides; resume it with the same ones"
+            )
+        return resume
+    folder = out or Path(recipe.out) / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        if folder.exists() and any(folder.iterdir()) if folder.is_dir() else folder.exists():
+            if not (overwrite and (folder / "recipe.yaml").is_file()):
+                raise RunError(
+                    f"{folder} exists already; give another --out, --overwrite a run there, or --resume it"
+                )
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "recipe.yaml", dump_recipe(recipe))
+    except OSError as error:
+        raise RunError(f"cannot write the run folder {folder}: {error.strerror or error}") from None
+    return folder
+
+
+def recorded_recipe(run_dir: Path) -> Recipe:
+    """The recipe that a run folder was made with."""
+    path = run_dir / "recipe.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    return parse_recipe(text, str(path))
+
+
+def _without_paths(recipe: Recipe) -> dict[str, Any]:
+    """What must be equal for a run to be resumed: all but where it runs and where its files lie."""
+    content = recipe.model_dump(mode="json")
+    for key in ("out", "device", "threads", "presets"):
+        content.pop(key)
+    content["data"].pop("root")
+    return content
+
+
+def read_seconds(folder: Path) -> dict[str, float]:
+    """Seconds of each phase in earlier parts of an interrupted run.
+
+    Raises:
+        RunError: If they are damaged.
+    """
+    path = folder / "seconds.json"
+    if not path.is_file():
+        return {}
+    try:
+        return {
+            str(name): float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()
+        }
+    except (OSError, ValueError, AttributeError):
+        raise RunError(
+            f"{path} is damaged; delete it to go on without the times of the earlier part"
+        ) from None

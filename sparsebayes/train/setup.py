@@ -1,0 +1,109 @@
+"""What a run starts from: device, images, and a network that fits them, all checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from sparsebayes.data import Dataset, Images, Loader, split
+from sparsebayes.errors import DataError, RecipeError
+from sparsebayes.models import build
+from sparsebayes.recipe import Recipe
+from sparsebayes.train.compress import Loaders
+from sparsebayes.train.evaluation import check_logits
+from sparsebayes.train.seeding import derive_seed
+
+__all__ = ["check_model", "example_of", "make_builder", "make_loaders", "resolve_device"]
+
+EVALUATION_BATCH = 1000
+"""Images of one evaluation step: large enough to be fast, small enough for any memory."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a recipe's name for it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("device is cuda, but this PyTorch sees no CUDA device; use --device cpu or auto")
+    return torch.device(name)
+
+
+def make_loaders(recipe: Recipe, dataset: Dataset, device: torch.device) -> tuple[Loaders, Loader]:
+    """Training, curvature and held-out images, and the test set."""
+    data = recipe.data
+    train, heldout = split(dataset.train, holdout=data.holdout, seed=recipe.seed)
+
+    def loader(images: Images, batch: int, *, shuffle: bool = False, augment: str = "none") -> Loader:
+        return Loader(
+            images,
+            batch_size=batch,
+            mean=dataset.mean,
+            std=dataset.std,
+            shuffle=shuffle,
+            augment=augment,
+            seed=derive_seed(recipe.seed, "loader"),
+            device=device,
+        )
+
+    if data.batch_size > len(train):
+        raise DataError(
+            f"data.batch_size is {data.batch_size}, but only {len(train)} images are left to train on; lower it"
+        )
+    loaders = Loaders(
+        train=loader(train, data.batch_size, shuffle=True, augment=data.augment),
+        plain=loader(train, 256, shuffle=True),
+        heldout=loader(heldout, EVALUATION_BATCH),
+        example=example_of(dataset, device),
+    )
+    return loaders, loader(dataset.test, EVALUATION_BATCH)
+
+
+def example_of(dataset: Dataset, device: torch.device) -> torch.Tensor:
+    """One normalised image of the training set, of shape ``[1, C, H, W]``."""
+    one = Images(dataset.train.images[:1], dataset.train.labels[:1])
+    loader = Loader(
+        one,
+        batch_size=1,
+        mean=dataset.mean,
+        std=dataset.std,
+        shuffle=False,
+        augment="none",
+        seed=0,
+        device=device,
+    )
+    return next(iter(loader))[0]
+
+
+def make_builder(recipe: Recipe, device: torch.device) -> Callable[[], nn.Module]:
+    """A function that makes the dense network, always with the same initial weights, leaving the global RNG alone."""
+
+    def make() -> nn.Module:
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(derive_seed(recipe.seed, "model"))
+            return build(recipe.model.name, recipe.model.options).to(device)
+
+    return make
+
+
+def check_model(model: nn.Module, loaders: Loaders) -> None:
+    """Refuse, before anything is written, a model whose input or output does not fit the data."""
+    images, labels = next(iter(loaders.heldout))
+    try:
+        with torch.no_grad():
+            logits = model.eval()(images[:2])
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(
+            f"the model does not accept images of shape {list(images.shape[1:])} ({reason}); "
+            "choose model and data that belong together"
+        ) from None
+    check_logits(logits, labels[:2])
+    classes = int(labels.max()) + 1
+    if logits.shape[1] < classes:
+        raise DataError(
+            f"the data have {classes} classes, but the model has {logits.shape[1]} outputs; "
+            "set model.options.num_classes"
+        )
