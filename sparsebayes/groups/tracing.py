@@ -152,17 +152,13 @@ def _unreached(model: nn.Module, trace: Trace) -> list[str]:
 
 @contextmanager
 def _mode(model: nn.Module, *, train: bool) -> Iterator[None]:
-    """Puts the model into one mode, and each module back into its own; keeps random state and fast paths."""
+    """Puts the model into one mode, and each module and the random state back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     random_state = torch.get_rng_state()
     model.train(train)
-    # The fused attention of evaluation mode hides its projections from the graph.
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.set_rng_state(random_state)
         for module, training in modes:
             module.training = training

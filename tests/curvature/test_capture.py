@@ -233,15 +233,30 @@ def test_slices_of_odd_parameters_are_summed_before_squaring(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_fallback_beyond_its_memory_runs_parameter_by_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kept", [1, 1 << 26])
+def test_fallback_in_small_pieces(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
     model, x, y = _make("attention")
     names = [name for name, _ in model.named_parameters()]
     expected = entry_curvature(model, names, [(x, y)], num_data=4)
-    monkeypatch.setattr("sparsebayes.curvature.block._FALLBACK_KEPT", 1)
+    monkeypatch.setattr("sparsebayes.curvature.block._FALLBACK_KEPT", kept)
     monkeypatch.setattr("sparsebayes.curvature.squares._TEMPORARY", 1)
     found = entry_curvature(model, names, [(x, y)], num_data=4)
     for name in names:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-13)
+
+
+def test_a_layer_whose_output_is_dropped_needs_no_fallback() -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        self.aside(x)
+        return self.twice(self.twice(x).tanh())
+
+    model = Wrapped(forward, aside=nn.Linear(3, 3), twice=nn.Linear(3, 3)).double()
+    names = [name for name, _ in model.named_parameters()]
+    x, y = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1])
+    with Sweep(model, names, starts=Starts("cross_entropy", "exact", "stick", 1, 0)) as sweep:
+        (block,) = sweep.blocks([(x, y)], None)
+        assert all(block.tracked(name) for name in names)
+        assert bool((block.entries("aside.weight", slice(0, 2)) == 0).all())
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

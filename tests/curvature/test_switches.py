@@ -141,6 +141,10 @@ def test_groups_in_any_order_and_shared_with_other_labels(build) -> None:
         (Labels("2.weight", (4, 6), rows.view(4, 1)),),
         (Labels("4.weight", (3, 4), one_by_one), Labels("4.bias", (3,), torch.tensor([41, 50, 41]))),
         (
+            Labels("4.bias", (3,), torch.tensor([41, 50, 41])),
+            Labels("4.weight", (3, 4), one_by_one),
+        ),
+        (
             Labels("4.bias", (3,), torch.tensor([2, 0, 1])),
             Labels("4.weight", (3, 4), torch.zeros(1, 1).long()),
         ),
