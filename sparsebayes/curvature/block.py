@@ -29,11 +29,13 @@ class Block:
     Attributes:
         num_images: n, the images in the block.
         num_passes: K, the backward passes.
+        device: where the derivatives are.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, v: Tensor, capture: Capture, untracked: set[str]) -> None:
         self.num_images = len(x)
         self.num_passes = len(v)
+        self.device = v.device
         self._model = model
         self._x = x
         self._v = v
@@ -86,7 +88,9 @@ class Block:
         if self.tracked(name) and len(self.calls(name)) == 1:
             return self.calls(name)[0].squares(name, fourth=fourth)
         volume = self.num_passes * self._values[name].numel()
-        return sum_squares(lambda images: self.entries(name, images), self.num_images, volume, fourth=fourth)
+        return sum_squares(
+            lambda images: self.entries(name, images), self.num_images, volume, self.device, fourth=fourth
+        )
 
     def rows(self, name: str, images: slice) -> Tensor:
         """Derivatives with respect to switches of a tracked weight's slices along dim 0: `[K, m, O]`."""

@@ -27,9 +27,12 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional
 
-from sparsebayes.curvature.squares import squared_passes, sum_squares
+from sparsebayes.curvature.squares import slices, squared_passes, sum_squared_products, sum_squares
 
 __all__ = ["Call", "ConvCall", "LinearCall", "NormCall", "SliceCall", "patches"]
+
+# Entries of a convolution's weight from which on squaring tile by tile pays.
+_LARGE_WEIGHT = 1 << 17
 
 
 @dataclass(eq=False)
@@ -92,7 +95,13 @@ class Call(ABC):
         assert self.output_grad is not None, "backward passes come before the algebra"
         value = self.values["weight" if name == self.weight else "bias"]
         volume = len(self.output_grad) * value.numel()
-        return sum_squares(lambda images: self.entries(name, images), len(self.input), volume, fourth=fourth)
+        return sum_squares(
+            lambda images: self.entries(name, images),
+            len(self.input),
+            volume,
+            self.input.device,
+            fourth=fourth,
+        )
 
     @abstractmethod
     def _weight_entries(self, images: slice) -> Tensor: ...
@@ -200,6 +209,24 @@ class ConvCall(SliceCall):
     dilation: tuple[int, ...] = ()
     groups: int = 1
 
+    def squares(self, name: str, *, fourth: bool) -> tuple[Tensor, Tensor | None]:
+        """See `Call.squares`."""
+        weight = self.values["weight"]
+        large = weight.numel() > _LARGE_WEIGHT and self.groups == 1 and self.input.device.type == "cpu"
+        if name != self.weight or not large:
+            return super().squares(name, fourth=fourth)
+        total: Tensor | None = None
+        total_fourth: Tensor | None = None
+        g = self._grad(slice(None)).flatten(3)  # [K, n, O, S]
+        for images in slices(len(self.input), weight[0].numel() * g.shape[3], g.device):
+            x = self._patches(images)
+            q, q_squared = sum_squared_products(g[:, images], x, fourth=fourth)
+            total = q if total is None else total.add_(q)
+            if q_squared is not None:
+                total_fourth = q_squared if total_fourth is None else total_fourth.add_(q_squared)
+        assert total is not None, "a block has at least one image"
+        return total.view_as(weight), None if total_fourth is None else total_fourth.view_as(weight)
+
     def columns(self, images: slice) -> Tensor:
         """See `SliceCall.columns`."""
         per_channel = super().columns(images)  # [K, m, C]
@@ -207,13 +234,16 @@ class ConvCall(SliceCall):
         return per_channel.reshape(*per_channel.shape[:2], self.groups, -1).sum(2)
 
     def _weight_entries(self, images: slice) -> Tensor:
-        weight = self.values["weight"]
-        x = patches(self.input.detach()[images], weight.shape[2:], self.stride, self.padding, self.dilation)
+        x = self._patches(images)
         x = x.reshape(len(x), self.groups, -1, x.shape[2])  # [m, groups, I * prod(kernel), S]
         g = self._grad(images).flatten(3)
         g = g.reshape(*g.shape[:2], self.groups, -1, g.shape[3])  # [K, m, groups, O / groups, S]
         gradients: Tensor = g @ x.transpose(-1, -2)
-        return gradients.reshape(*g.shape[:2], *weight.shape)
+        return gradients.reshape(*g.shape[:2], *self.values["weight"].shape)
+
+    def _patches(self, images: slice) -> Tensor:
+        kernel = self.values["weight"].shape[2:]
+        return patches(self.input.detach()[images], kernel, self.stride, self.padding, self.dilation)
 
     def _over_positions(self, values: Tensor) -> Tensor:
         return values.flatten(3).sum(-1)

@@ -103,7 +103,7 @@ class Part:
         for member in self.members:
             labels = member.labels
             numbers = max(numbers, labels.index.numel() if _by_slices(block, labels) else prod(labels.shape))
-        return slices(block.num_images, block.num_passes * numbers)
+        return slices(block.num_images, block.num_passes * numbers, block.device)
 
     def _single_squares(self, block: Block) -> tuple[Tensor, Tensor]:
         (member,) = self.members

@@ -32,8 +32,8 @@ from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe
 from sparsebayes.train.checkpoint import read_checkpoint, write_atomically, write_checkpoint
 from sparsebayes.train.evaluation import Evaluation
-from sparsebayes.train.fit import Epoch, Phase, fit_
-from sparsebayes.train.front import Point, band_limit, read_front, replace_point, within_band, write_front
+from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
+from sparsebayes.train.front import Point, band_limit, read_front, replace_point, write_front
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import Removal, remove
 
@@ -45,8 +45,6 @@ REACH = 2.0
 """Times the band's limit that fine-tuning is trusted to bring back."""
 MAX_HISTOGRAM = 100_000
 """Groups up to which the evidence of each is kept for the report's histogram."""
-FINETUNES = 4
-"""Points that `strength: auto` fine-tunes at most, by bisection."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Compressor:
         self._build = build
         self._record = record
         self._reporter = reporter
-        self._teacher: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._teacher: Tensor | None = None
         self._dense: Grouping | None = None
         self._device = loaders.example.device
 
@@ -123,7 +121,8 @@ class Compressor:
         folder = self._point_folder(point)
         lineage = Lineage.load(folder / "lineage.safetensors")
         masks = {name: mask.to(self._device) for name, mask in lineage.masks.items()}
-        return load_model(folder).to(self._device), replace(lineage, masks=masks)
+        model = load_model(folder).to(self._device)
+        return fast_layout_(model), replace(lineage, masks=masks)
 
     def _timed(self, name: str, phase: Callable[[], None]) -> None:
         start = time.perf_counter()
@@ -185,32 +184,23 @@ class Compressor:
             self._add_point(model, lineage, result, removal.selection)
 
     def _finetune(self) -> None:
-        """Train the result for long; with `strength: auto` find by bisection the smallest that ends in the band."""
+        """Train the result for long; with `strength: auto` find the smallest network that ends in the band."""
         if not self._is_auto():
-            self._finetune_point(self.points[-1])
-            self._choose(self.points[-1])
+            self._choose(self._finetune_point(self.points[-1]))
             return
         limit = band_limit(self.points)
-        reach = max((p.point for p in self.points if p.heldout_loss <= REACH * limit), default=0)
-        low = max((p.point for p in within_band(self.points)), default=0)
-        high = max(reach, low)
-        accepted, attempts = 0, 0
-        # Invariant: every point above `high` is out of reach, and `low` is the largest number that may still be needed.
-        while attempts < FINETUNES and high > accepted:
-            number = high if attempts == 0 else (accepted + high + 1) // 2
-            point = self.points[number]
-            if not point.finetuned:
-                point = self._finetune_point(point)
-            attempts += 1
-            if point.heldout_loss <= limit:
-                accepted = number
-            else:
-                high = number - 1
-        if accepted == 0 and low > 0:
-            accepted = low
-            if not self.points[low].finetuned:
-                self._finetune_point(self.points[low])
-        self._choose(self.points[accepted])
+        smallest_first = sorted(self.points[1:], key=lambda point: point.params)
+        gain = 1.0 / REACH
+        for point in smallest_first:
+            # What fine-tuning brought the last point is expected of the next: points that it cannot save are skipped.
+            if gain * point.heldout_loss > limit:
+                continue
+            tuned = point if point.finetuned else self._finetune_point(point)
+            if tuned.heldout_loss <= limit:
+                self._choose(tuned)
+                return
+            gain = tuned.heldout_loss / point.heldout_loss if not point.finetuned else gain
+        self._choose(self.points[0])
 
     def _finetune_point(self, point: Point) -> Point:
         model, lineage = self.network(point.point)
@@ -294,18 +284,16 @@ class Compressor:
         state: dict[str, Any] = checkpoint["state"]
         return state
 
-    def _teach(self) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """The dense network's logits for training images: looked up where images are never changed, else computed."""
+    def _teach(self) -> Tensor | None:
+        """The dense network's logits for the training images as they are, by position, of shape ``[N, C]``.
+
+        They are the targets of changed images too: an augmentation is a change that should change nothing, and a
+        table costs nothing per step where a second forward pass would cost more than a small network's training.
+        """
         if self.recipe.train.distill == 0:
             return None
         if self._teacher is None:
-            dense, _ = self.network(0)
-            dense.eval().requires_grad_(False)
-            if self.recipe.data.augment == "none":
-                table = _logits(dense, self.loaders.train)
-                self._teacher = lambda positions, images: table[positions]
-            else:
-                self._teacher = lambda positions, images: dense(images)
+            self._teacher = _logits(self.network(0)[0].eval(), self.loaders.plain)
         return self._teacher
 
     def _add_point(

@@ -26,7 +26,7 @@ from sparsebayes.train.evaluation import Evaluation, check_logits, evaluate
 from sparsebayes.train.schedule import one_cycle
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["Epoch", "Phase", "fit_"]
+__all__ = ["Epoch", "Phase", "fast_layout_", "fit_"]
 
 ATTEMPTS = 4
 """Learning rates that a phase tries: its own, then each a third of the last."""
@@ -77,7 +77,7 @@ def fit_(
     phase: Phase,
     settings: TrainSection,
     *,
-    teacher: Callable[[Tensor, Tensor], Tensor] | None = None,
+    teacher: Tensor | None = None,
     after_step: Callable[[float], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
@@ -91,7 +91,7 @@ def fit_(
         heldout: Images for decisions: not trained on, and not the test set.
         phase: What to do.
         settings: Optimizer and loss.
-        teacher: Maps positions in the training set ``[B]`` and images to the logits ``[B, C]`` to learn from.
+        teacher: Logits to learn from for every training image, of shape ``[N, C]``; None: labels only.
         after_step: Called with the step's learning rate after every step (masks, proximal shrinkage).
         on_epoch: Called after every epoch.
         save: Called after every epoch with the state to resume from.
@@ -104,6 +104,7 @@ def fit_(
         NumericsError: If the network collapses at every rate that is tried.
         ModelError: If its outputs do not fit the labels.
     """
+    fast_layout_(model)
     initial = _copy(model)
     start = evaluate(model, heldout)
     if phase.epochs == 0:
@@ -130,7 +131,7 @@ def _attempt(
     phase: Phase,
     settings: TrainSection,
     state: Mapping[str, Any],
-    teacher: Callable[[Tensor, Tensor], Tensor] | None,
+    teacher: Tensor | None,
     after_step: Callable[[float], None] | None,
     on_epoch: Callable[[Epoch], None] | None,
     save: Callable[[dict[str, Any]], None] | None,
@@ -169,7 +170,7 @@ def _epoch_(
     settings: TrainSection,
     lr: float,
     epoch: int,
-    teacher: Callable[[Tensor, Tensor], Tensor] | None,
+    teacher: Tensor | None,
     after_step: Callable[[float], None] | None,
 ) -> float:
     """One pass over the training images; the mean loss, read once at the end so that no step waits for it."""
@@ -185,7 +186,7 @@ def _epoch_(
         logits = model(images)
         if total is None:
             check_logits(logits, labels)
-        soft = None if teacher is None else teacher(positions, images)
+        soft = None if teacher is None else teacher[positions]
         loss = objective(logits, labels, soft, settings)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -198,6 +199,19 @@ def _epoch_(
         step += 1
     model.train(training)
     return float("nan") if total is None else float(total) / len(loader)
+
+
+def fast_layout_(model: nn.Module) -> nn.Module:
+    """Store convolution weights channels-last: on CPUs it is up to 1.5 times as fast, and values do not change.
+
+    Returns:
+        The model itself.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def objective(logits: Tensor, labels: Tensor, soft: Tensor | None, settings: TrainSection) -> Tensor:

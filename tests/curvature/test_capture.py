@@ -239,7 +239,7 @@ def test_fallback_in_small_pieces(monkeypatch: pytest.MonkeyPatch, kept: int) ->
     names = [name for name, _ in model.named_parameters()]
     expected = entry_curvature(model, names, [(x, y)], num_data=4)
     monkeypatch.setattr("sparsebayes.curvature.block._FALLBACK_KEPT", kept)
-    monkeypatch.setattr("sparsebayes.curvature.squares._TEMPORARY", 1)
+    monkeypatch.setattr("sparsebayes.curvature.squares._TEMPORARY_CPU", 1)
     found = entry_curvature(model, names, [(x, y)], num_data=4)
     for name in names:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-13)
