@@ -135,10 +135,10 @@ def parts_of(grouping: Grouping, device: torch.device) -> list[Part]:
         if present is None:
             continue
         joined = [(labels, present)]
-        for number in torch.unique(team_of[present]).tolist():
-            if number >= 0:
-                joined += teams[number]
-                teams[number] = []
+        met = team_of[present]
+        for number in torch.unique(met[met >= 0]).tolist():
+            joined += teams[number]
+            teams[number] = []
         for _, numbers in joined:
             team_of[numbers] = len(teams)
         teams.append(joined)

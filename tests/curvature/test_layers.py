@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparsebayes.curvature import entry_curvature
+from sparsebayes.curvature import Curvature, entry_curvature, gate_curvature
 from sparsebayes.curvature.exact import ggn_diagonal
 from sparsebayes.curvature.layers import patches
+from sparsebayes.groups.grouping import Grouping, Labels
 
 CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 GEOMETRIES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
@@ -53,6 +54,31 @@ def test_diagonal_of_a_convolution_equals_the_oracle(
     expected = ggn_diagonal(model, ["weight", "bias"], x, y)
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values, rtol=1e-10, atol=1e-10 * float(values.max()))
+
+
+@pytest.mark.parametrize("estimator", ["exact", "monte_carlo"])
+def test_large_weights_are_squared_tile_by_tile_to_the_same_sums(
+    monkeypatch: pytest.MonkeyPatch, estimator: str
+) -> None:
+    torch.manual_seed(0)
+    model = Functional((3, 2), {"padding": 1}).double()
+    x, y = torch.randn(5, 4, 5, 4).double(), torch.tensor([0, 3, 1, 2, 2])
+    index = torch.arange(96).view(4, 4, 3, 2)
+    labels = (Labels("weight", (4, 4, 3, 2), index),)
+    grouping = Grouping("weights", labels, ("all",), torch.zeros(96, dtype=torch.int64))
+
+    def run() -> tuple[Curvature, Tensor]:
+        gates = gate_curvature(model, grouping, [(x, y)], num_data=5, estimator=estimator)
+        return gates, entry_curvature(model, ["weight"], [(x, y)], num_data=5, estimator=estimator)["weight"]
+
+    whole, whole_entries = run()
+    monkeypatch.setattr("sparsebayes.curvature.layers._LARGE_WEIGHT", 0)
+    monkeypatch.setattr("sparsebayes.curvature.squares._TILE", 72)  # three rows, then one
+    monkeypatch.setattr("sparsebayes.curvature.squares._TEMPORARY_CPU", 24 * 30 * 2)  # two images, then one
+    tiled, tiled_entries = run()
+    torch.testing.assert_close(tiled.diagonal, whole.diagonal, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(tiled.standard_error, whole.standard_error, rtol=1e-10, atol=1e-15)
+    torch.testing.assert_close(tiled_entries, whole_entries, rtol=1e-12, atol=1e-15)
 
 
 def test_patches_are_those_of_unfold() -> None:
