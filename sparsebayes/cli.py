@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -73,6 +75,11 @@ class _Commands(click.Group):
             raise _Sentence(str(error)) from error
         except click.UsageError as error:
             raise _usage_sentence(error) from None
+        except SystemExit as end:  # click's own way out is another exception
+            raise _Sentence(
+                f"the code of your model or data ended the program (SystemExit: {end.code}) before the command "
+                "was done; let it return or raise an exception instead"
+            ) from None
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
@@ -162,7 +169,7 @@ def run(
     except KeyboardInterrupt as interrupt:
         known = interrupt.args[0] if interrupt.args else resume or out
         if known is not None:
-            again = ["sparsebayes", "run", recipe, *changes]
+            again = [*_program(), "run", recipe, *changes]
             again += ["--preset", preset] if preset is not None else []
             click.echo(f"continue with: {shlex.join([*again, '--resume', str(known)])}", err=True)
         raise
@@ -322,6 +329,18 @@ def report(folders: tuple[Path, ...]) -> None:
         click.echo(f"report: {folder / 'report.html'}")
 
 
+def _program() -> list[str]:
+    """This program as a shell finds it: by name, else by the path or the module that it was started by."""
+    name = str(click.get_current_context().find_root().info_name)
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        return [sys.executable, "-m", "sparsebayes"]
+    if started.stem != name:
+        return [name]
+    found = shutil.which(name)
+    return [name] if found is not None and Path(found).samefile(started) else [sys.argv[0]]
+
+
 def _load(name: str, preset: str | None, overrides: Sequence[str]) -> Recipe:
     """`load_recipe`, imported late."""
     from sparsebayes.recipe import load_recipe
@@ -360,3 +379,7 @@ def _write(path: Path, text: str, overwrite: bool) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise RunError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    main(prog_name="sparsebayes")

@@ -172,7 +172,12 @@ class Cycles(_Section):
     """The cycles of estimating, removing and recovering, with a rising strength."""
 
     count: int = Field(default=12, ge=1, le=1000, description="Cycles at most.")
-    epochs: Epochs = Field(default=1, description="Passes over the training images in each cycle.")
+    epochs: Epochs = Field(default=1, description="Passes over the training images in each cycle, at least.")
+    max_epochs: Epochs = Field(
+        default=4,
+        description="Passes at most: a cycle trains longer as the network gets cheaper, for as many "
+        "multiply-accumulates as epochs passes of the dense one.",
+    )
     lr: Rate | None = Field(default=None, description="Learning rate of the cycles; null: train.lr.")
     shrink: float = Field(
         default=0.25,

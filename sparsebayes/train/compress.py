@@ -31,7 +31,7 @@ from sparsebayes.prune.pricing import EntryCosts, entry_costs, present_cost
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe
 from sparsebayes.train.checkpoint import read_checkpoint, write_atomically, write_checkpoint
-from sparsebayes.train.evaluation import Evaluation
+from sparsebayes.train.evaluation import Evaluation, logits_table
 from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
 from sparsebayes.train.front import Point, band_limit, read_front, replace_point, write_front
 from sparsebayes.train.progress import Reporter
@@ -175,13 +175,19 @@ class Compressor:
             train = recipe.train
             phase = Phase(
                 name=f"cycle {number}",
-                epochs=train.cycles.epochs,
+                epochs=self._cycle_epochs(model),
                 lr=train.rate(train.cycles),
                 seed=recipe.seed,
                 reference=self.points[-1].heldout_loss,
             )
             result = self._fit(model, phase, lineage.masks)
             self._add_point(model, lineage, result, removal.selection)
+
+    def _cycle_epochs(self, model: nn.Module) -> int:
+        """Passes of a cycle: as many as cost what the recipe's passes cost the dense network, within its bounds."""
+        cycles = self.recipe.train.cycles
+        cheaper = self.points[0].macs / max(cost(model, self.loaders.example).macs, 1)
+        return max(cycles.epochs, min(cycles.max_epochs, int(cycles.epochs * cheaper)))
 
     def _finetune(self) -> None:
         """Train the result for long; with `strength: auto` find the smallest network that ends in the band."""
@@ -224,7 +230,7 @@ class Compressor:
         self._save_network(new.point, model, lineage)
         self.points = replace_point(self.points, new)
         write_front(self.folder / "pareto.json", self.points)
-        self._reporter.line(f"fine-tuned point {new.point}: {_describe(new)}")
+        self._reporter.line(f"fine-tuned point {new.point}: {new.describe()}")
         return new
 
     def _choose(self, point: Point) -> None:
@@ -293,7 +299,7 @@ class Compressor:
         if self.recipe.train.distill == 0:
             return None
         if self._teacher is None:
-            self._teacher = _logits(self.network(0)[0].eval(), self.loaders.plain)
+            self._teacher = logits_table(self.network(0)[0].eval(), self.loaders.plain)
         return self._teacher
 
     def _add_point(
@@ -338,7 +344,7 @@ class Compressor:
                 "heldout_error": point.heldout_error,
             }
         )
-        self._reporter.line(f"point {number}: {_describe(point)}")
+        self._reporter.line(f"point {number}: {point.describe()}")
 
     def _save_network(self, point: int, model: nn.Module, lineage: Lineage) -> None:
         folder = self._point_folder(point)
@@ -400,23 +406,3 @@ class Compressor:
         if selection.num_groups <= MAX_HISTOGRAM:
             survives = [float(value) for value in removal.survives]
             write_atomically(self.folder / "evidence.json", json.dumps({"evidence": survives}))
-
-
-def _logits(model: nn.Module, loader: Loader) -> Tensor:
-    """Logits for all training images by position, of shape ``[N, C]``."""
-    table: Tensor | None = None
-    with torch.no_grad():
-        for positions, images, _ in loader.indexed():
-            logits = model(images)
-            if table is None:
-                table = torch.zeros(loader.num_data, logits.shape[1], device=logits.device)
-            table[positions] = logits
-    assert table is not None
-    return table
-
-
-def _describe(point: Point) -> str:
-    return (
-        f"{point.params:,} parameters, {point.macs:,} MACs, held-out loss {point.heldout_loss:.4f} "
-        f"± {point.standard_error:.4f}, error {100 * point.heldout_error:.2f} %"
-    )

@@ -11,16 +11,17 @@ The loss is the mean cross-entropy of an image in nats; its standard error is th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsebayes.data.loader import Loader
 from sparsebayes.errors import DataError, ModelError
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "check_logits", "evaluate", "logits_table"]
 
 
 @dataclass(frozen=True)
@@ -101,3 +102,24 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
             f"labels run from {low} to {high}, but the model has {logits.shape[1]} outputs; "
             "give the model as many classes as the data have (model.options.num_classes)"
         )
+
+
+def logits_table(model: nn.Module, loader: Loader) -> Tensor:
+    """Logits for all images of a loader, by their positions in its set.
+
+    Args:
+        model: In evaluation mode.
+        loader: Its images must come as they are, without augmentation.
+
+    Returns:
+        Of shape ``[N, C]``.
+    """
+    parts = list(_positions_and_logits(model, loader))
+    positions, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+    return logits[positions.argsort()]
+
+
+def _positions_and_logits(model: nn.Module, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+    with torch.no_grad():
+        for positions, images, _ in loader.indexed():
+            yield positions, model(images)

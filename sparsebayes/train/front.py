@@ -54,6 +54,13 @@ class Point:
         """Largest loss within one standard error of this point's."""
         return self.heldout_loss + self.standard_error
 
+    def describe(self) -> str:
+        """Size and held-out figures in words."""
+        return (
+            f"{self.params:,} parameters, {self.macs:,} MACs, held-out loss {self.heldout_loss:.4f} "
+            f"± {self.standard_error:.4f}, error {100 * self.heldout_error:.2f} %"
+        )
+
 
 def band_limit(points: Sequence[Point]) -> float:
     """Largest held-out loss within one standard error of the best point's (Breiman et al. 1984, the 1-SE rule)."""

@@ -127,7 +127,7 @@ MISTAKES = [
     (
         "train:\n  cycles:\n    epoch: 3",
         "r.yaml:6: train.cycles: unknown key 'epoch'; did you mean 'epochs'? Choices: count, "
-        "epochs, lr, shrink",
+        "epochs, lr, max_epochs, shrink",
     ),
     ("holdout: 3", "; elsewhere there is data.holdout"),
     (
