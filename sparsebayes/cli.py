@@ -333,7 +333,7 @@ def _program() -> list[str]:
     """This program as a shell finds it: by name, else by the path or the module that it was started by."""
     name = str(click.get_current_context().find_root().info_name)
     started = Path(sys.argv[0])
-    if started.name == "__main__.py":
+    if started.resolve().parent == Path(__file__).resolve().parent:
         return [sys.executable, "-m", "sparsebayes"]
     if started.stem != name:
         return [name]

@@ -29,6 +29,7 @@ ORDER = [
     {"api"},
     {"train"},
     {"cli"},
+    {"__main__"},
 ]
 
 # These know still less than their place in the order would let them.
