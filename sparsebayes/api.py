@@ -15,6 +15,7 @@ are read off the first batch that `update` sees.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from sparsebayes.curvature import Curvature, entry_curvature, gate_curvature
-from sparsebayes.errors import DataError, RunError
+from sparsebayes.errors import DataError, RecipeError, RunError, unknown
 from sparsebayes.groups import Grouping, UnitGraph, make_grouping, trace_units
 from sparsebayes.inference import Laplace
+from sparsebayes.inference.laplace import SCALES, UPDATES
 from sparsebayes.prune.carry import carry_grouping
 from sparsebayes.prune.compaction import Compaction, compact
 from sparsebayes.prune.masking import Masks, prune_
 from sparsebayes.prune.optimizer import carry_optimizer_state
-from sparsebayes.prune.pricing import entry_costs, group_prices
+from sparsebayes.prune.pricing import KINDS, entry_costs, group_prices
 from sparsebayes.prune.selection import Selection, select
 
 __all__ = ["GroupSpec", "SparseModel", "wrap"]
@@ -71,6 +73,7 @@ def wrap(
     Raises:
         GroupingError: If a rule is unknown or matches nothing (at once, or at the first update for rules that need an
             example input).
+        RecipeError: If `scale`, `update` or `price` is unknown.
     """
     return SparseModel(
         model,
@@ -89,10 +92,10 @@ class SparseModel:
 
     Attributes:
         model: The network as it is now; replaced by a smaller one at each `compact`.
-        posterior: What is believed about the groups; None before the first `update`.
-        curvature: The last estimate; None before, and with the scale ``"entries"``.
+        posterior: What is believed about the groups; None before the first `update` and after each `compact`.
+        curvature: The last estimate; None where `posterior` is, and with the scale ``"entries"``.
         selection: The last decision; None before the first `select` and after each `compact`.
-        masks: Entries held at zero; None if there are none.
+        masks: Entries held at zero, also those that `compact` could not cut out; None if there are none.
     """
 
     def __init__(
@@ -107,6 +110,13 @@ class SparseModel:
         price: str = "none",
         seed: int = 0,
     ) -> None:
+        for what, name, choices in (
+            ("scale", scale, SCALES),
+            ("update", update, UPDATES),
+            ("price", price, ("none", *KINDS)),
+        ):
+            if name not in choices:
+                raise RecipeError(unknown(what, name, choices))
         self.model = model
         self.posterior: Laplace | None = None
         self.curvature: Curvature | None = None
@@ -123,6 +133,7 @@ class SparseModel:
         self._grouping: Grouping | None = groups if isinstance(groups, Grouping) else None
         self._graph: UnitGraph | None = None
         self._norms: Tensor | None = None
+        self._pruned: Selection | None = None  # what is masked of the present grouping
         if example is not None and self._grouping is None:
             self._grouping = make_grouping(model, groups, example=example)
 
@@ -236,7 +247,9 @@ class SparseModel:
         if self.posterior is None or self._norms is None:
             return
         norms = self._group_norms()
-        reference = torch.ones_like(norms) if self._scale == "entries" else self._norms.clamp(min=1e-12)
+        reference = (
+            torch.ones_like(norms) if self._scale == "entries" else self._norms.to(norms).clamp(min=1e-12)
+        )
         amount = lr * self.posterior.penalty.to(norms) / (self._num_data() * reference)
         factors = (1 - amount / norms.clamp(min=1e-12)).clamp(min=0)
         parameters = dict(self.model.named_parameters())
@@ -245,11 +258,11 @@ class SparseModel:
                 parameters[name].mul_(scale.to(parameters[name]))
 
     def select(self, *, rule: str = "evidence", max_removal: float = 0.6, min_keep: int = 1) -> Selection:
-        """Decide which groups stay, by the posterior.
+        """Decide which groups stay, by the posterior; what was pruned before stays off.
 
         Args:
             rule: ``"evidence"``, z^2 h > T, or ``"entropy"``, the paper's.
-            max_removal: Largest share of a layer that one update removes; the weakest go.
+            max_removal: Largest share of a layer's groups still there that one update removes; the weakest go.
             min_keep: Groups that every layer keeps.
 
         Raises:
@@ -264,6 +277,7 @@ class SparseModel:
             self.grouping,
             score,
             threshold=1.0,
+            previous=self._pruned,
             max_removal=max_removal,
             min_keep=min_keep,
             strength=self.posterior.strength,
@@ -282,18 +296,23 @@ class SparseModel:
         selection = selection or self.selection
         if selection is None:
             raise RunError("nothing is selected yet: call select() before prune_()")
-        self.selection = selection
         masks = prune_(self.model, self.grouping, selection)
         if self.masks is not None:
             for name, mask in self.masks.masks.items():
                 masks.masks[name] = masks.masks[name] & mask if name in masks.masks else mask
         self.masks = masks
+        if self._pruned is not None:
+            selection = replace(selection, on=selection.on & self._pruned.on)
+        self.selection = self._pruned = selection
         return masks
 
     def compact(
         self, optimizer: torch.optim.Optimizer | None = None, *, check: Tensor | None = None
     ) -> Compaction:
-        """Replace the model by a smaller ordinary one that computes the same.
+        """Replace the model by a smaller ordinary one that computes the same; a new selection is pruned first.
+
+        What is off but cannot be cut out, such as single weights, stays as zeros: `masks.reapply_(model)` after each
+        optimizer step holds it there.
 
         Args:
             optimizer: Of the present model; it then holds the new parameters and what remains of its state.
@@ -306,17 +325,17 @@ class SparseModel:
             ModelError: If the model cannot be traced, or the small one would not compute the same.
             RunError: If there is no selection.
         """
-        if self.selection is not None and self.masks is None:
+        if self.selection is not self._pruned:
             self.prune_()
         if self.masks is None:
             raise RunError("nothing is selected yet: call select() before compact()")
         done = compact(self.model, self.masks.masks, self._seen_example(), units=self._graph, check=check)
         if optimizer is not None:
             _move_(optimizer, self.model, done)
-        on = None if self.selection is None else self.selection.on
+        on = None if self._pruned is None else self._pruned.on
         self._grouping, _ = carry_grouping(self.grouping, done.kept, on)
         self.model, self.masks = done.model, Masks(done.masks) if done.masks else None
-        self.selection = self.posterior = self.curvature = self._norms = self._graph = None
+        self.selection = self._pruned = self.posterior = self.curvature = self._norms = self._graph = None
         return done
 
     def export_onnx(self, path: str | Path) -> Path:
@@ -348,7 +367,12 @@ class SparseModel:
             first = list(islice(iterator, 1))
             if not first:
                 raise DataError("expected images to estimate the curvature on, got an empty loader")
-            self._example = first[0][0][:2].detach().clone()
+            images = first[0][0] if isinstance(first[0], (tuple, list)) and first[0] else first[0]
+            if not isinstance(images, Tensor) or images.ndim == 0 or len(images) == 0:
+                raise DataError(
+                    f"expected batches (images, labels), got a batch that begins with {type(images).__name__}"
+                )
+            self._example = images[:2].detach().clone()
             batches = chain(first, iterator)
         if self._grouping is None:
             self._grouping = make_grouping(self.model, self._groups, example=self._example)
@@ -367,10 +391,10 @@ class SparseModel:
         return self.num_data
 
     def _group_norms(self, *, differentiable: bool = False) -> Tensor:
-        """Norm of each group's gate weights, of shape ``[G]``."""
+        """Norm of each group's gate weights, or with the scale ``"entries"`` of all its entries, of shape ``[G]``."""
         names = self.grouping.parameters
         squares = {n: p.square() for n, p in self.model.named_parameters() if n in names}
-        total = self.grouping.reduce(squares, gates_only=True)
+        total = self.grouping.reduce(squares, gates_only=self._scale != "entries")
         # The gradient of a square root at 0 is infinite: keep off it by less than any weight's square.
         return (total + 1e-24).sqrt() if differentiable else total.detach().sqrt()
 

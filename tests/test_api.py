@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import sparsebayes
-from sparsebayes.errors import DataError, GroupingError, RunError
+from sparsebayes.errors import DataError, GroupingError, RecipeError, RunError
 from sparsebayes.groups import Grouping, make_grouping
 
 
@@ -168,6 +168,40 @@ def test_masks_accumulate_and_hold() -> None:
     sparse.update(loader, strength=4.0)
     sparse.select(max_removal=0.5)
     assert sparse.prune_().num_zeros >= zeros
+
+
+def test_later_selections_are_pruned_and_compacted_too() -> None:
+    loader = DataLoader(data(), batch_size=40)
+    sparse = sparsebayes.wrap(Plain(), groups="weights")
+    for _ in range(3):
+        sparse.update(loader, strength=1e6)
+        selection = sparse.select(max_removal=0.5)
+        sparse.compact()  # from the second time on there are masks of the compaction before
+        nonzero = sum(int((p != 0).sum()) for p in sparse.model.parameters() if p.ndim > 1)
+        assert nonzero == sparse.grouping.num_groups <= selection.num_kept
+
+
+def test_repeated_pruning_without_compaction_goes_on() -> None:
+    loader = DataLoader(data(), batch_size=40)
+    sparse = sparsebayes.wrap(Plain(), groups="filters")
+    kept = []
+    for _ in range(3):
+        sparse.update(loader, strength=1e9)
+        kept.append(sparse.select(max_removal=0.5).counts()["conv"][0])
+        sparse.prune_()
+    assert kept == [4, 2, 1]
+
+
+@pytest.mark.parametrize("option", ["scale", "update", "price"])
+def test_unknown_options_are_refused_at_once(option: str) -> None:
+    with pytest.raises(RecipeError, match=f"unknown {option} 'nonsense'"):
+        sparsebayes.wrap(Plain(), **{option: "nonsense"})
+
+
+def test_batches_that_are_no_pairs_are_refused() -> None:
+    sparse = sparsebayes.wrap(Plain(), num_data=10)
+    with pytest.raises(DataError, match="got a batch that begins with dict"):
+        sparse.update([{"x": torch.zeros(2, 1, 8, 8)}])
 
 
 def test_a_ready_grouping_is_carried_through_compaction() -> None:

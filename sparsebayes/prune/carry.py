@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from sparsebayes.errors import RunError
@@ -60,12 +61,21 @@ class Lineage:
         return carry_grouping(dense, self.kept, self.on)
 
     def save(self, path: Path) -> None:
-        """Write as safetensors."""
+        """Write as safetensors: beside, then renamed, so that a kill leaves the old file or the new one.
+
+        Raises:
+            RunError: If the folder cannot be written.
+        """
         tensors = {"on": self.on.to(torch.uint8)}
         tensors.update({f"mask/{name}": mask.to("cpu", torch.uint8) for name, mask in self.masks.items()})
         for name, dims in self.kept.items():
             tensors.update({f"kept/{dim}/{name}": positions.cpu() for dim, positions in dims.items()})
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        beside = path.with_name(path.name + ".part")
+        try:
+            beside.write_bytes(safetensors_bytes({name: t.contiguous() for name, t in tensors.items()}))
+            beside.replace(path)
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror or error}") from None
 
     @staticmethod
     def load(path: Path) -> Lineage:

@@ -87,8 +87,8 @@ def group_prices(grouping: Grouping, costs: EntryCosts) -> Tensor:
         costs: Of the same model.
 
     Returns:
-        Positive numbers of shape ``[G]`` with mean 1; all 1 where no group costs anything. A group without cost gets
-        a thousandth of the mean, so that its evidence still decides in the end.
+        Positive numbers of shape ``[G]``; all 1 where no group costs anything. A group that costs less than a
+        thousandth of the mean gets a thousandth, so that its evidence still decides in the end.
     """
     total = torch.zeros(grouping.num_groups, dtype=torch.float64)
     for labels in grouping.labels:
@@ -129,9 +129,9 @@ def remaining_cost(
         costs: Of the same model.
         masks: Entries masked before, True where an entry stays.
     """
-    joint = {name: mask & (masks or {}).get(name, mask) for name, mask in grouping.masks(on).items()}
+    joint = grouping.masks(on.cpu())
     for name, mask in (masks or {}).items():
-        joint.setdefault(name, mask)
+        joint[name] = joint[name] & mask.cpu() if name in joint else mask.cpu()
     kept = {} if graph is None else kept_indices(graph, living_units(graph, joint, costs.shapes))
     total = 0.0
     for name, shape in costs.shapes.items():

@@ -2,8 +2,8 @@
 
 * magnitude: root mean square of the group's own weights (Li et al., "Pruning Filters for Efficient ConvNets", 2017,
   with the norm taken per entry so that layers of different fan-in compare).
-* taylor: squared first-order change of the loss when the group's switch goes, `(mean over batches of sum w dL/dw)^2`
-  averaged over batches (Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, eq 8).
+* taylor: squared first-order change of a batch's mean loss when the group's switch goes, `(sum of w dL/dw)^2`,
+  averaged over the batches (Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, eq 8).
 * random: one uniform number per group.
 
 None has a natural threshold; only their order means something.

@@ -124,13 +124,10 @@ class GroupRule(_Section):
 
 
 class PriorSection(_Section):
-    """The hierarchical ARD prior, its update, and what decides that a group is off."""
+    """The hierarchical ARD prior, and what decides that a group is off."""
 
     scale: Literal["switches", "entries"] = Field(
         default="switches", description="What has a prior variance: the switch of a group, or its entries."
-    )
-    update: Literal["reweighted", "mackay"] = Field(
-        default="reweighted", description="The update of the prior variances."
     )
     rule: Literal["evidence", "entropy"] = Field(
         default="evidence", description="When a group stays: evidence z^2 h > 1, or the paper's entropy rule."
@@ -251,7 +248,9 @@ class PruneSection(_Section):
         description="Size of the chosen network as a share of the dense one; null: held-out loss decides.",
     )
     score: Literal["evidence", "magnitude", "taylor", "random"] = Field(
-        default="evidence", description="What ranks the groups; all but evidence are baselines."
+        default="evidence",
+        description="What ranks the groups; all but evidence are baselines, which only order them: "
+        "they ignore prior.strength and prior.price, so give a budget.",
     )
 
 

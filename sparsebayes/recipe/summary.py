@@ -27,7 +27,7 @@ def summarise(recipe: Recipe) -> str:
         "data": f"{data.name}, {data.holdout} held out, batches of {data.batch_size}, augment {data.augment}",
         "model": _model(recipe.model),
         "groups": " + ".join(group.rule for group in recipe.groups),
-        "posterior": f"{recipe.posterior}, {prior.scale}, {prior.update}, by {prior.rule}",
+        "posterior": f"{recipe.posterior}, {prior.scale}, by {prior.rule}",
         "strength": f"{prior.strength}, price {prior.price}, budget {_budget(recipe.prune.budget)}",
         "epochs": ", ".join(phases),
         "optimizer": f"{train.optimizer}, lr {train.lr:g}",

@@ -36,6 +36,7 @@ from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
 from sparsebayes.train.front import Point, band_limit, read_front, replace_point, write_front
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import Removal, remove
+from sparsebayes.train.seeding import derive_seed
 
 __all__ = ["Compressor", "Loaders"]
 
@@ -89,7 +90,6 @@ class Compressor:
         self.loaders = loaders
         self.folder = folder
         self.points: list[Point] = read_front(folder / "pareto.json")
-        self.refused: tuple[str, ...] = ()
         self.seconds: dict[str, float] = {}
         self._build = build
         self._record = record
@@ -126,8 +126,10 @@ class Compressor:
 
     def _timed(self, name: str, phase: Callable[[], None]) -> None:
         start = time.perf_counter()
-        phase()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        try:
+            phase()
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def _pretrain(self) -> None:
         model = self._build()
@@ -169,7 +171,7 @@ class Compressor:
             if removal is None:
                 self._reporter.line("no group is left to remove within the bounds; the cycles end here")
                 return
-            model, lineage, self.refused = removal.model, removal.lineage, removal.fixed
+            model, lineage = removal.model, removal.lineage
             self._log_removal(removal, number)
             costs = self._costs(model)
             train = recipe.train
@@ -182,6 +184,10 @@ class Compressor:
             )
             result = self._fit(model, phase, lineage.masks)
             self._add_point(model, lineage, result, removal.selection)
+        if present_cost(costs, lineage.masks) > budget > 0:
+            self._reporter.line(
+                "the budget is not reached; raise train.cycles.count, shrink or prune.max_removal"
+            )
 
     def _cycle_epochs(self, model: nn.Module) -> int:
         """Passes of a cycle: as many as cost what the recipe's passes cost the dense network, within its bounds."""
@@ -199,13 +205,13 @@ class Compressor:
         gain = 1.0 / REACH
         for point in smallest_first:
             # What fine-tuning brought the last point is expected of the next: points that it cannot save are skipped.
-            if gain * point.heldout_loss > limit:
+            if not point.finetuned and gain * point.heldout_loss > limit:
                 continue
             tuned = point if point.finetuned else self._finetune_point(point)
             if tuned.heldout_loss <= limit:
                 self._choose(tuned)
                 return
-            gain = tuned.heldout_loss / point.heldout_loss if not point.finetuned else gain
+            gain = tuned.heldout_loss / tuned.untuned_loss if tuned.untuned_loss else gain
         self._choose(self.points[0])
 
     def _finetune_point(self, point: Point) -> Point:
@@ -226,6 +232,7 @@ class Compressor:
             standard_error=result.standard_error,
             heldout_error=result.error,
             finetuned=True,
+            untuned_loss=point.heldout_loss,
         )
         self._save_network(new.point, model, lineage)
         self.points = replace_point(self.points, new)
@@ -253,7 +260,7 @@ class Compressor:
             self._record(
                 {
                     "phase": phase.name.split()[0],
-                    "cycle": len(self.points),
+                    "cycle": int(phase.name.rpartition(" ")[2]) if " " in phase.name else 0,
                     "epoch": epoch.epoch,
                     "lr": epoch.lr,
                     "train_loss": epoch.train_loss,
@@ -299,6 +306,7 @@ class Compressor:
         if self.recipe.train.distill == 0:
             return None
         if self._teacher is None:
+            self.loaders.plain.reseed_(derive_seed(self.recipe.seed, "teacher"))
             self._teacher = logits_table(self.network(0)[0].eval(), self.loaders.plain)
         return self._teacher
 
@@ -404,5 +412,5 @@ class Compressor:
         )
         write_atomically(self.folder / "selection.json", selection.to_json())
         if selection.num_groups <= MAX_HISTOGRAM:
-            survives = [float(value) for value in removal.survives]
-            write_atomically(self.folder / "evidence.json", json.dumps({"evidence": survives}))
+            evidence = (removal.survives / (selection.strength or 1.0)).tolist()  # kept where it exceeds 1
+            write_atomically(self.folder / "evidence.json", json.dumps({"evidence": evidence}))

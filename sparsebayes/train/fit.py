@@ -146,7 +146,10 @@ def _attempt(
     last: Evaluation | None = None
     for epoch in range(state["epoch"], phase.epochs):
         loader.reseed_(derive_seed(phase.seed, phase.name, "epoch", epoch))
-        loss = _epoch_(model, loader, optimizer, phase, settings, lr, epoch, teacher, after_step)
+        # Dropout and the like draw from the global generator: give each epoch its own stream of that as well.
+        with torch.random.fork_rng(_cuda_devices(model)):
+            torch.manual_seed(derive_seed(phase.seed, phase.name, "layers", epoch))
+            loss = _epoch_(model, loader, optimizer, phase, settings, lr, epoch, teacher, after_step)
         last = evaluate(model, heldout)
         if not math.isfinite(loss) or _collapsed(last, phase, epoch):
             return None
@@ -266,6 +269,10 @@ def _collapsed(now: Evaluation, phase: Phase, epoch: int) -> bool:
     # Training never takes a sound network half the way to chance. The first quarter of the phase is not judged, since
     # a large removal is still being repaired there.
     return 4 * (epoch + 1) > phase.epochs and now.loss > 0.5 * (phase.reference + now.chance)
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from datetime import datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from sparsebayes.errors import RunError
 from sparsebayes.recipe import Recipe, dump_recipe, parse_recipe
 from sparsebayes.train.checkpoint import write_atomically
 
-__all__ = ["open_folder", "read_seconds", "recorded_recipe"]
+__all__ = ["mend_lines_", "open_folder", "read_seconds", "recorded_recipe"]
+
+WRITTEN = (
+    *("recipe.yaml", "metrics.jsonl", "pareto.json", "points", "checkpoint.pt", "seconds.json"),
+    *("selection.json", "evidence.json", "environment.json", "report.json", "report.md", "report.html"),
+    *("model.safetensors", "architecture.json", "model.onnx", "dense.onnx", "export-*", "*.part"),
+)
+"""Patterns of what a run, its report and its exports write: all that overwriting may delete."""
 
 
 def open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrite: bool) -> Path:
@@ -28,9 +36,15 @@ def open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrite
     folder = out or Path(recipe.out) / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
     try:
         if folder.exists() and any(folder.iterdir()) if folder.is_dir() else folder.exists():
-            if not (overwrite and (folder / "recipe.yaml").is_file()):
+            if not (overwrite and all((folder / name).is_file() for name in ("recipe.yaml", "seconds.json"))):
                 raise RunError(
                     f"{folder} exists already; give another --out, --overwrite a run there, or --resume it"
+                )
+            foreign = sorted(path.name for path in folder.iterdir() if not _is_written(path.name))
+            if foreign:
+                raise RunError(
+                    f"{folder} holds {foreign[0]!r}, which no run writes and --overwrite would delete; "
+                    "move it away, or give another --out"
                 )
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,6 +52,18 @@ def open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrite
     except OSError as error:
         raise RunError(f"cannot write the run folder {folder}: {error.strerror or error}") from None
     return folder
+
+
+def _is_written(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in WRITTEN)
+
+
+def mend_lines_(path: Path) -> None:
+    """Cut off a last line that a kill left unfinished; the next record would be glued to it."""
+    if path.is_file():
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            write_atomically(path, content[: content.rfind(b"\n") + 1])
 
 
 def recorded_recipe(run_dir: Path) -> Recipe:

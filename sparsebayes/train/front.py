@@ -18,7 +18,7 @@ from typing import Any
 from sparsebayes.errors import RunError
 from sparsebayes.train.checkpoint import write_atomically
 
-__all__ = ["Point", "band_limit", "choose", "read_front", "within_band", "write_front"]
+__all__ = ["Point", "band_limit", "choose", "read_front", "write_front"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Point:
         widths: Layer to groups left.
         finetuned: Whether the final training was done on it.
         chosen: Whether it is the run's result.
+        untuned_loss: Held-out loss before the final training; None if that was not done.
     """
 
     point: int
@@ -48,6 +49,7 @@ class Point:
     widths: Mapping[str, int] = field(default_factory=dict)
     finetuned: bool = False
     chosen: bool = False
+    untuned_loss: float | None = None
 
     @property
     def limit(self) -> float:
@@ -65,12 +67,6 @@ class Point:
 def band_limit(points: Sequence[Point]) -> float:
     """Largest held-out loss within one standard error of the best point's (Breiman et al. 1984, the 1-SE rule)."""
     return min(points, key=lambda p: p.heldout_loss).limit
-
-
-def within_band(points: Sequence[Point]) -> list[Point]:
-    """Points within the one-standard-error band, smallest network first."""
-    limit = band_limit(points)
-    return sorted((p for p in points if p.heldout_loss <= limit), key=lambda p: (p.params, p.macs))
 
 
 def choose(points: Sequence[Point], *, point: int | None = None, max_params: int | None = None) -> Point:

@@ -34,14 +34,12 @@ class Removal:
         lineage: How it came from the dense one.
         selection: What was decided, over the groups that were left before.
         survives: Strength up to which each of those groups survives, of shape ``[G]``.
-        fixed: Sentences on what cannot be removed, and why.
     """
 
     model: nn.Module
     lineage: Lineage
     selection: Selection
     survives: Tensor
-    fixed: tuple[str, ...]
 
 
 def remove(
@@ -83,14 +81,15 @@ def remove(
         example=example,
         num_data=images.num_data,
         scale=recipe.prior.scale,
-        update=recipe.prior.update,
         seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
     )
     sparse.masks = Masks(lineage.masks) if lineage.masks else None
     score = _score(recipe, sparse, images, number)
-    if recipe.prior.price != "none":
+    # Scores of the baselines only order the groups: a strength or a price in nats means nothing to them.
+    is_evidence = recipe.prune.score == "evidence"
+    if recipe.prior.price != "none" and is_evidence:
         score = score / group_prices(grouping, entry_costs(model, example, recipe.prior.price))
-    strength = recipe.prior.strength
+    strength = recipe.prior.strength if is_evidence else "auto"
     selection = select_within(
         grouping,
         score,
@@ -105,10 +104,9 @@ def remove(
     if bool(selection.on.all()):
         return None
     sparse.prune_(selection)
-    fixed = sparse.graph().fixed
     done = sparse.compact()
     after = lineage.then(origin, selection.on, dict(done.masks), done.kept)
-    return Removal(done.model, after, selection, score, fixed)
+    return Removal(done.model, after, selection, score)
 
 
 def needs_graph(grouping: Grouping) -> bool:

@@ -15,6 +15,7 @@ import sparsebayes
 from sparsebayes.cost import cost
 from sparsebayes.data import Loader
 from sparsebayes.export import check_onnx, compare_latency, export_onnx
+from sparsebayes.groups import trace_units
 from sparsebayes.recipe import Recipe
 from sparsebayes.report.provenance import library_versions, machine_hardware
 from sparsebayes.train.checkpoint import write_atomically
@@ -50,6 +51,9 @@ def results(
         }
     if recipe.export.onnx:
         _export(recipe, networks, report, test, loaders, folder)
+    # Asked of the dense network, so that a resumed run, which need not remove anything, reports the same.
+    removed = len(compressor.points) > 1
+    refused = list(trace_units(dense, loaders.example).fixed) if removed else []
     environment = {
         "versions": {"sparsebayes": sparsebayes.__version__, **library_versions()},
         "machine": platform.machine(),
@@ -61,7 +65,7 @@ def results(
         chosen_point=chosen.point,
         strength=chosen.strength,
         seed=recipe.seed,
-        refused=list(compressor.refused),
+        refused=refused,
         data=recipe.data.name,
         model=recipe.model.name,
         num_test_images=test.num_data,

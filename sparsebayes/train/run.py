@@ -26,7 +26,7 @@ from sparsebayes.recipe import Recipe
 from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor
-from sparsebayes.train.folder import open_folder, read_seconds, recorded_recipe
+from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, recorded_recipe
 from sparsebayes.train.front import choose, read_front
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.results import results
@@ -65,11 +65,12 @@ def run_recipe(
     dataset = load(recipe.data.name, root=recipe.data.root)
     loaders, test = make_loaders(recipe, dataset, device)
     make = make_builder(recipe, device)
-    check_model(make(), loaders)
+    check_model(make(), loaders, dataset.num_classes)
     folder = open_folder(recipe, out, resume, overwrite)
     with Reporter(quiet=quiet) as reporter, _terminable():
         reporter.line(f"run folder {folder}")
         metrics = folder / "metrics.jsonl"
+        mend_lines_(metrics)
 
         def record(row: dict[str, Any]) -> None:
             with metrics.open("a", encoding="utf-8") as file:
@@ -78,15 +79,16 @@ def run_recipe(
         compressor = Compressor(recipe, loaders, make, folder, record, reporter)
         compressor.seconds.update(read_seconds(folder))
         try:
-            chosen = compressor.run()
+            try:
+                chosen = compressor.run()
+            finally:
+                write_atomically(folder / "seconds.json", json.dumps(compressor.seconds))
+            reporter.phase("export", 1)
+            start = time.perf_counter()
+            report = results(recipe, compressor, chosen, test, loaders, folder)
         except KeyboardInterrupt:
             # Whoever catches it can tell the user which folder to resume.
             raise KeyboardInterrupt(str(folder)) from None
-        finally:
-            write_atomically(folder / "seconds.json", json.dumps(compressor.seconds))
-        reporter.phase("export", 1)
-        start = time.perf_counter()
-        report = results(recipe, compressor, chosen, test, loaders, folder)
         compressor.seconds["export"] = time.perf_counter() - start
         report["wall_seconds"] = {name: round(s, 3) for name, s in compressor.seconds.items()}
         write_atomically(folder / "report.json", json.dumps(report, indent=1) + "\n")

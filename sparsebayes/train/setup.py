@@ -45,6 +45,8 @@ def make_loaders(recipe: Recipe, dataset: Dataset, device: torch.device) -> tupl
             augment=augment,
             seed=derive_seed(recipe.seed, "loader"),
             device=device,
+            # Batch norm cannot train on a last batch of one image.
+            drop_last=shuffle and len(images) % batch == 1 and len(images) > batch,
         )
 
     if data.batch_size > len(train):
@@ -88,7 +90,7 @@ def make_builder(recipe: Recipe, device: torch.device) -> Callable[[], nn.Module
     return make
 
 
-def check_model(model: nn.Module, loaders: Loaders) -> None:
+def check_model(model: nn.Module, loaders: Loaders, num_classes: int) -> None:
     """Refuse, before anything is written, a model whose input or output does not fit the data."""
     images, labels = next(iter(loaders.heldout))
     try:
@@ -100,10 +102,9 @@ def check_model(model: nn.Module, loaders: Loaders) -> None:
             f"the model does not accept images of shape {list(images.shape[1:])} ({reason}); "
             "choose model and data that belong together"
         ) from None
-    check_logits(logits, labels[:2])
-    classes = int(labels.max()) + 1
-    if logits.shape[1] < classes:
+    check_logits(logits, torch.zeros_like(labels[:2]))
+    if logits.shape[1] < num_classes:
         raise DataError(
-            f"the data have {classes} classes, but the model has {logits.shape[1]} outputs; "
+            f"the data have {num_classes} classes, but the model has {logits.shape[1]} outputs; "
             "set model.options.num_classes"
         )

@@ -75,6 +75,19 @@ def test_resumed_phase_ends_in_the_very_same_weights() -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), broken.parameters(), strict=True))
 
 
+def test_dropout_is_seeded_and_resumed_too() -> None:
+    models = [nn.Sequential(nn.Flatten(), nn.Dropout(0.3), network()[1]) for _ in range(3)]
+    states: list[dict[str, Any]] = []
+    before = torch.get_rng_state()
+    fit(models[0], save=lambda state: states.append(copy.deepcopy(state)))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    fit(models[1])
+    fit(models[2], resume=states[0])
+    assert torch.equal(models[0][2].weight, models[1][2].weight)
+    assert torch.equal(models[0][2].weight, models[2][2].weight)
+
+
 def test_zero_epochs_leave_the_network_alone() -> None:
     model = network()
     before = [p.clone() for p in model.parameters()]

@@ -11,7 +11,6 @@ from sparsebayes.train.front import (
     choose,
     read_front,
     replace_point,
-    within_band,
     write_front,
 )
 
@@ -27,7 +26,6 @@ def front() -> list[Point]:
 
 def test_band_is_one_standard_error_above_the_best_loss() -> None:
     assert band_limit(front()) == pytest.approx(0.031)
-    assert [p.point for p in within_band(front())] == [2, 1, 0]
 
 
 def test_choose_by_number_size_and_own_choice() -> None:

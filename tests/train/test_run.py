@@ -13,6 +13,7 @@ import sparsebayes
 from sparsebayes.errors import DataError, NumericsError, RecipeError, RunError
 from sparsebayes.recipe import Recipe, parse_recipe
 from sparsebayes.train import compress, run
+from sparsebayes.train.folder import mend_lines_
 from sparsebayes.train.front import read_front
 from sparsebayes.train.run import export_point, run_recipe
 
@@ -151,6 +152,13 @@ def test_interrupted_and_resumed_run_ends_in_the_same_numbers(
         assert torch.equal(value, weights(resumed)[name]), name
 
 
+def test_a_line_that_a_kill_cut_short_is_dropped() -> None:
+    path = Path("metrics.jsonl")
+    path.write_text('{"phase": "a"}\n{"pha')
+    mend_lines_(path)
+    assert path.read_text() == '{"phase": "a"}\n'
+
+
 def test_budget_is_met_and_a_strength_is_not_exceeded() -> None:
     folder = run_recipe(
         recipe("prune.budget.params=0.2", "export.onnx=false"), out=Path("budget"), quiet=True
@@ -210,6 +218,9 @@ def test_folders_that_cannot_be_used() -> None:
     with pytest.raises(RunError, match="run exists already; give another --out"):
         run_recipe(quick, out=folder, quiet=True)
     run_recipe(quick, out=folder, quiet=True, overwrite=True)
+    (folder / "notes.txt").write_text("precious")
+    with pytest.raises(RunError, match=r"holds 'notes\.txt', which no run writes"):
+        run_recipe(quick, out=folder, quiet=True, overwrite=True)
     Path("mine").mkdir()
     Path("mine/thesis.tex").write_text("precious")
     with pytest.raises(RunError, match="mine exists already"):
