@@ -48,9 +48,10 @@ def load_function(kind: str, reference: str, error: type[SparseBayesError]) -> C
     try:
         module = importlib.import_module(module_name)
     except Exception as cause:  # user code may fail in any way while it is imported
+        reason = " ".join(str(cause).split())
         raise error(
             f"{kind} {reference!r}: module {module_name!r} cannot be imported "
-            f"({type(cause).__name__}: {cause}); install it, or run the command from the folder that holds it"
+            f"({type(cause).__name__}: {reason}); install it, or run the command from the folder that holds it"
         ) from cause
     function = getattr(module, attribute, None)
     if not callable(function):

@@ -240,7 +240,7 @@ def test_validate_says_what_the_recipe_does(calls):
         "data       embedded_mnist, 1000 held out, batches of 128, augment none",
         'model      lenet5_caffe {"num_classes": 3}',
         "groups     units + 2:4",
-        "posterior  laplace, switches, reweighted, by evidence",
+        "posterior  laplace, switches, by evidence",
         "strength   auto, price none, budget 0.25 of MACs",
         "epochs     4 dense, up to 12 cycles of 1, 10 after",
         "optimizer  sgd, lr 0.05",

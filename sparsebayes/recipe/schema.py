@@ -132,6 +132,11 @@ class PriorSection(_Section):
     rule: Literal["evidence", "entropy"] = Field(
         default="evidence", description="When a group stays: evidence z^2 h > 1, or the paper's entropy rule."
     )
+    joint: bool = Field(
+        default=False,
+        description="Judge groups that go together by what they do together (full curvature matrix of the switches) "
+        "instead of one by one; for up to some ten thousand groups, scale: switches.",
+    )
     strength: Strength = Field(
         default="auto",
         description="Nats of evidence that a group must be worth to stay; auto: the smallest network whose "

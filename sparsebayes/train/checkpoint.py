@@ -6,6 +6,7 @@ that nothing in the file is executed, and it carries a version, so that an old o
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from collections.abc import Mapping
@@ -36,8 +37,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -50,16 +52,10 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         RunError: If the folder cannot be written or the disk is full.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            torch.save({"version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except (OSError, RuntimeError) as error:
-        aside.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error}") from None
+    # In memory first: an interruption inside torch.save surfaces as an error of the file, not of the interruption.
+    buffer = io.BytesIO()
+    torch.save({"version": VERSION, **state}, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sparsebayes.cost import cost
 from sparsebayes.data.loader import Loader
 from sparsebayes.export.saved import load_model, save_model
-from sparsebayes.groups import Grouping, concatenate, make_grouping
+from sparsebayes.groups import Grouping
 from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.masking import Masks
@@ -35,7 +35,7 @@ from sparsebayes.train.evaluation import Evaluation, logits_table
 from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
 from sparsebayes.train.front import Point, band_limit, read_front, replace_point, write_front
 from sparsebayes.train.progress import Reporter
-from sparsebayes.train.removal import Removal, remove
+from sparsebayes.train.removal import Removal, recipe_grouping, remove
 from sparsebayes.train.seeding import derive_seed
 
 __all__ = ["Compressor", "Loaders"]
@@ -368,12 +368,7 @@ class Compressor:
         """The recipe's groups over the dense network; those of smaller ones are followed from here."""
         if self._dense is None:
             model = dense if dense is not None else self.network(0)[0]
-            example = self.loaders.example
-            parts = [
-                make_grouping(model, rule.rule, example=example, include=rule.include, exclude=rule.exclude)
-                for rule in self.recipe.groups
-            ]
-            self._dense = concatenate(parts)
+            self._dense = recipe_grouping(self.recipe, model, self.loaders.example)
         return self._dense
 
     def _costs(self, model: nn.Module) -> EntryCosts:

@@ -96,6 +96,8 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
         came = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"expected logits of shape [{len(labels)}, classes] from the model, got {came}")
+    if not logits.is_floating_point():
+        raise ModelError(f"expected floating-point logits from the model, got {logits.dtype}")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
         raise DataError(

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
 from torch import Tensor, nn
 
 from sparsebayes.api import SparseModel
+from sparsebayes.curvature import gate_rows
 from sparsebayes.data import Loader
-from sparsebayes.groups import Grouping
+from sparsebayes.groups import Grouping, concatenate, make_grouping
+from sparsebayes.inference.joint import joint_survival
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.masking import Masks
 from sparsebayes.prune.pricing import EntryCosts, entry_costs, group_prices, select_within
@@ -22,7 +25,7 @@ from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["Removal", "remove"]
+__all__ = ["Removal", "recipe_grouping", "remove"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,26 @@ class Removal:
     lineage: Lineage
     selection: Selection
     survives: Tensor
+
+
+def recipe_grouping(recipe: Recipe, model: nn.Module, example: Tensor) -> Grouping:
+    """The groups that a recipe names, over a dense network.
+
+    Args:
+        recipe: Its rules, stacked in their order.
+        model: The dense network.
+        example: One input.
+
+    Raises:
+        GroupingError: If a rule finds nothing to group.
+        ModelError: If a rule needs a trace and the network cannot be traced.
+    """
+    return concatenate(
+        [
+            make_grouping(model, rule.rule, example=example, include=rule.include, exclude=rule.exclude)
+            for rule in recipe.groups
+        ]
+    )
 
 
 def remove(
@@ -84,11 +107,9 @@ def remove(
         seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
     )
     sparse.masks = Masks(lineage.masks) if lineage.masks else None
-    score = _score(recipe, sparse, images, number)
-    # Scores of the baselines only order the groups: a strength or a price in nats means nothing to them.
+    score = _score(recipe, sparse, images, example, number)
+    # Scores of the baselines only order the groups: a strength in nats means nothing to them.
     is_evidence = recipe.prune.score == "evidence"
-    if recipe.prior.price != "none" and is_evidence:
-        score = score / group_prices(grouping, entry_costs(model, example, recipe.prior.price))
     strength = recipe.prior.strength if is_evidence else "auto"
     selection = select_within(
         grouping,
@@ -114,7 +135,7 @@ def needs_graph(grouping: Grouping) -> bool:
     return grouping.num_groups < int(grouping.sizes().sum())
 
 
-def _score(recipe: Recipe, sparse: SparseModel, images: Loader, number: int) -> Tensor:
+def _score(recipe: Recipe, sparse: SparseModel, images: Loader, example: Tensor, number: int) -> Tensor:
     """Score of every group, of shape ``[G]``."""
     images.reseed_(derive_seed(recipe.seed, "curvature images", number))
     kind, curvature = recipe.prune.score, recipe.curvature
@@ -125,6 +146,23 @@ def _score(recipe: Recipe, sparse: SparseModel, images: Loader, number: int) -> 
     if kind == "taylor":
         count = -(-curvature.num_images // images.batch_size)
         return taylor_score(sparse.model, sparse.grouping, islice(images, count))
+    prices = None
+    if recipe.prior.price != "none":
+        prices = group_prices(sparse.grouping, entry_costs(sparse.model, example, recipe.prior.price))
+    if recipe.prior.joint:
+        rows = gate_rows(
+            sparse.model,
+            sparse.grouping,
+            images,
+            estimator=curvature.estimator,
+            factor=curvature.factor,
+            draws=curvature.draws,
+            num_images=curvature.num_images,
+            seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
+        )
+        num_rows = rows.shape[1] * (1 if curvature.estimator == "exact" else rows.shape[0])
+        matrix = torch.einsum("kng,knh->gh", rows.double(), rows.double()) * (images.num_data / num_rows)
+        return joint_survival(matrix, prices).cpu()
     posterior = sparse.update(
         images,
         strength=1.0,
@@ -133,4 +171,5 @@ def _score(recipe: Recipe, sparse: SparseModel, images: Loader, number: int) -> 
         factor=curvature.factor,
         draws=curvature.draws,
     )
-    return posterior.survives(recipe.prior.rule)
+    survives = posterior.survives(recipe.prior.rule)
+    return survives if prices is None else survives / prices

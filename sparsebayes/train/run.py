@@ -29,6 +29,7 @@ from sparsebayes.train.compress import Compressor
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, recorded_recipe
 from sparsebayes.train.front import choose, read_front
 from sparsebayes.train.progress import Reporter
+from sparsebayes.train.removal import recipe_grouping
 from sparsebayes.train.results import results
 from sparsebayes.train.setup import check_model, example_of, make_builder, make_loaders, resolve_device
 
@@ -65,7 +66,10 @@ def run_recipe(
     dataset = load(recipe.data.name, root=recipe.data.root)
     loaders, test = make_loaders(recipe, dataset, device)
     make = make_builder(recipe, device)
-    check_model(make(), loaders, dataset.num_classes)
+    # What cannot work is said before hours of training, and before anything is written.
+    model = make()
+    check_model(model, loaders, dataset.num_classes)
+    recipe_grouping(recipe, model, loaders.example)
     folder = open_folder(recipe, out, resume, overwrite)
     with Reporter(quiet=quiet) as reporter, _terminable():
         reporter.line(f"run folder {folder}")

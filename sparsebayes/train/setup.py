@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparsebayes.data import Dataset, Images, Loader, split
-from sparsebayes.errors import DataError, RecipeError
+from sparsebayes.errors import DataError, ModelError, RecipeError
 from sparsebayes.models import build
 from sparsebayes.recipe import Recipe
 from sparsebayes.train.compress import Loaders
@@ -92,12 +92,16 @@ def make_builder(recipe: Recipe, device: torch.device) -> Callable[[], nn.Module
 
 def check_model(model: nn.Module, loaders: Loaders, num_classes: int) -> None:
     """Refuse, before anything is written, a model whose input or output does not fit the data."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            "the model has no parameters to train; give a network with weights that require gradients"
+        )
     images, labels = next(iter(loaders.heldout))
     try:
         with torch.no_grad():
             logits = model.eval()(images[:2])
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # the user's own code may raise anything
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise DataError(
             f"the model does not accept images of shape {list(images.shape[1:])} ({reason}); "
             "choose model and data that belong together"
