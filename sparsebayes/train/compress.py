@@ -118,7 +118,7 @@ class Compressor:
 
     def network(self, point: int) -> tuple[nn.Module, Lineage]:
         """A saved network and how it came from the dense one."""
-        folder = self._point_folder(point)
+        folder = self.point_folder(point)
         lineage = Lineage.load(folder / "lineage.safetensors")
         masks = {name: mask.to(self._device) for name, mask in lineage.masks.items()}
         model = load_model(folder).to(self._device)
@@ -355,13 +355,14 @@ class Compressor:
         self._reporter.line(f"point {number}: {point.describe()}")
 
     def _save_network(self, point: int, model: nn.Module, lineage: Lineage) -> None:
-        folder = self._point_folder(point)
+        folder = self.point_folder(point)
         folder.mkdir(parents=True, exist_ok=True)
         section = self.recipe.model
         save_model(folder, model, architecture_of(model, builder=section.name, options=section.options))
         lineage.save(folder / "lineage.safetensors")
 
-    def _point_folder(self, point: int) -> Path:
+    def point_folder(self, point: int) -> Path:
+        """Folder of one network of the front."""
         return self.folder / "points" / str(point)
 
     def _dense_grouping(self, dense: nn.Module | None = None) -> Grouping:
@@ -405,7 +406,8 @@ class Compressor:
         self._record(
             {"phase": "select", "cycle": number, "strength": selection.strength, "kept": selection.num_kept}
         )
-        write_atomically(self.folder / "selection.json", selection.to_json())
         if selection.num_groups <= MAX_HISTOGRAM:
             evidence = (removal.survives / (selection.strength or 1.0)).tolist()  # kept where it exceeds 1
-            write_atomically(self.folder / "evidence.json", json.dumps({"evidence": evidence}))
+            folder = self.point_folder(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "evidence.json", json.dumps({"evidence": evidence}))

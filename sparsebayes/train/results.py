@@ -15,13 +15,16 @@ import sparsebayes
 from sparsebayes.cost import cost
 from sparsebayes.data import Loader
 from sparsebayes.export import check_onnx, compare_latency, export_onnx
-from sparsebayes.groups import trace_units
+from sparsebayes.groups import Grouping, trace_units
+from sparsebayes.prune.carry import Lineage
+from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe import Recipe
 from sparsebayes.report.provenance import library_versions, machine_hardware
 from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor, Loaders
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.front import Point
+from sparsebayes.train.removal import recipe_grouping
 
 __all__ = ["results"]
 
@@ -31,10 +34,13 @@ def results(
 ) -> dict[str, Any]:
     """Read the test set once, export both networks, measure them: the content of report.json."""
     dense, _ = compressor.network(0)
-    compact, _ = compressor.network(chosen.point)
-    points = folder / "points" / str(chosen.point)
-    for name in ("model.safetensors", "architecture.json"):
-        shutil.copyfile(points / name, folder / name)
+    compact, lineage = compressor.network(chosen.point)
+    for name in ("model.safetensors", "architecture.json", "evidence.json"):
+        source = compressor.point_folder(chosen.point) / name
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
+    selection = _selection(recipe_grouping(recipe, dense, loaders.example), lineage, chosen.strength)
+    write_atomically(folder / "selection.json", selection.to_json())
     networks = {"dense": dense, "compact": compact}
     params = {"dense": compressor.points[0].params, "compact": chosen.params}
     report: dict[str, Any] = {"name": recipe.name, "task": recipe.task}
@@ -75,6 +81,14 @@ def results(
     )
     write_atomically(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
     return report
+
+
+def _selection(dense: Grouping, lineage: Lineage, strength: float | None) -> Selection:
+    """What is left of the dense network's groups, over all removals."""
+    _, origin = lineage.grouping(dense)
+    on = torch.zeros(dense.num_groups, dtype=torch.bool)
+    on[origin] = True
+    return Selection(dense.name, on, dense.layers, dense.layer_index, dense.fingerprint(), strength)
 
 
 def _export(

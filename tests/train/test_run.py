@@ -11,6 +11,7 @@ import torch
 
 import sparsebayes
 from sparsebayes.errors import DataError, NumericsError, RecipeError, RunError
+from sparsebayes.prune import Selection
 from sparsebayes.recipe import Recipe, parse_recipe
 from sparsebayes.train import compress, run
 from sparsebayes.train.folder import mend_lines_
@@ -110,6 +111,8 @@ def test_a_run_leaves_a_smaller_network_and_its_files() -> None:
         assert (folder / name).stat().st_size > 0, name
     model = sparsebayes.load(folder)
     assert sum(p.numel() for p in model.parameters()) == report["compact"]["params"]
+    selection = Selection.from_json((folder / "selection.json").read_text())
+    assert selection.counts()["hidden"] == (report["widths"]["hidden"][1], 24)
     points = read_front(folder / "pareto.json")
     assert len({p.params for p in points}) == len(points) > 2
     assert [p.params for p in points] == sorted((p.params for p in points), reverse=True)
