@@ -182,6 +182,8 @@ def test_budget_is_met_and_a_strength_is_not_exceeded() -> None:
         "prune.score=taylor",
         "prune.score=random",
         "prior.scale=entries",
+        "prior.joint=true",
+        "prior.price=params",
         "groups=units",
         "data.augment=affine",
     ],
