@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -143,6 +142,12 @@ def metrics(report: dict[str, Any], seconds: float) -> Iterator[tuple[str, float
     yield "wall_seconds", seconds
 
 
+def command_line(task: Task, seeds: list[int], overrides: list[str], threads: int) -> str:
+    """The command that makes the same rows, without where this machine keeps things."""
+    options = ["--seeds", str(len(seeds)), "--threads", str(threads)]
+    return shlex.join(["python", "tools/bench_compression.py", task.name, *options, *overrides])
+
+
 def run(task: Task, seeds: list[int], overrides: list[str], threads: int, keep: Path | None) -> None:
     """Run all methods of a task, and write what is known after every run."""
     target = ROOT / "docs" / "benchmarks" / f"{task.name}.json"
@@ -181,7 +186,7 @@ def run(task: Task, seeds: list[int], overrides: list[str], threads: int, keep: 
                 rows=rows,
                 hardware=f"{machine_hardware()}; {threads} threads",
                 versions=library_versions(),
-                command=shlex.join(["python", *sys.argv]),
+                command=command_line(task, seeds, overrides, threads),
                 git_commit=git_commit(ROOT),
             )
     read_benchmark(target)
