@@ -111,7 +111,7 @@ TASKS = {
             "quickstart",
             {
                 "switch evidence": (),
-                "entries": ("prior.scale=entries",),
+                "entries": ("prior.scale=entries", "prior.joint=false"),
                 "magnitude": ("prune.score=magnitude",),
                 "Taylor": ("prune.score=taylor",),
                 "random": ("prune.score=random",),

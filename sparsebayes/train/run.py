@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from sparsebayes.data import load
-from sparsebayes.errors import RunError
+from sparsebayes.errors import RecipeError, RunError
 from sparsebayes.export import export_onnx, load_model
 from sparsebayes.recipe import Recipe
 from sparsebayes.report import read_report, summary_line, write_report
@@ -60,6 +60,12 @@ def run_recipe(
         SparseBayesError: In one sentence: what was expected, what came, what to do.
         KeyboardInterrupt: If interrupted; the folder can then be resumed.
     """
+    prior = recipe.prior
+    if prior.joint and (prior.scale != "switches" or prior.rule != "evidence"):
+        raise RecipeError(
+            f"prior.joint judges switches by evidence, but scale is {prior.scale} and rule is {prior.rule}; "
+            "set prior.joint to false, or the other two to switches and evidence"
+        )
     device = resolve_device(recipe.device)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)

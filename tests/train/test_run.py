@@ -258,6 +258,13 @@ def test_bad_input_is_one_sentence(change: str, error: type[Exception], text: st
     assert not (Path("run") / "report.json").exists()
 
 
+@pytest.mark.parametrize("other", ["prior.scale=entries", "prior.rule=entropy"])
+def test_joint_evidence_is_refused_where_it_would_be_ignored(other: str) -> None:
+    with pytest.raises(RecipeError, match=r"prior\.joint judges switches by evidence"):
+        run_recipe(recipe("prior.joint=true", other), out=Path("run"), quiet=True)
+    assert not Path("run").exists()
+
+
 def test_absent_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match="sees no CUDA device; use --device cpu or auto"):
