@@ -215,6 +215,16 @@ class TrainSection(_Section):
     grad_clip: float | None = Field(
         default=None, gt=0, le=1e6, description="Largest norm of a gradient; null: any."
     )
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        default="float32",
+        description="Numbers of the training passes; bfloat16: autocast, weights stay float32; auto: bfloat16 on a "
+        "CUDA device, else float32. Evaluation and curvature always use float32.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the training passes by torch.compile; every smaller network is compiled anew, which pays "
+        "off for long epochs only.",
+    )
     pretrain: Pretrain = Field(default_factory=Pretrain, description="Training of the dense network.")
     cycles: Cycles = Field(default_factory=Cycles, description="The cycles of removal.")
     finetune: Finetune = Field(default_factory=Finetune, description="Training of the small network.")
@@ -225,19 +235,29 @@ class TrainSection(_Section):
 
 
 class Budget(_Section):
-    """How large the chosen network may be: one of the two shares of the dense network."""
+    """How large or how slow the chosen network may be: one share of the dense network, or a time."""
 
     params: float | None = Field(default=None, gt=0, le=1, description="Share of the parameters.")
     macs: float | None = Field(default=None, gt=0, le=1, description="Share of the multiply-accumulates.")
+    latency_ms: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Milliseconds for one image in onnxruntime on one CPU thread of this machine, measured.",
+    )
 
 
 def _one_budget(value: Any) -> Any:
-    """Refuse a budget that names both shares, or none."""
+    """Refuse a budget that names several limits, or none."""
     if isinstance(value, dict) and not value.keys() - Budget.model_fields.keys():
-        named = [key for key, share in value.items() if share is not None]
+        named = [key for key, limit in value.items() if limit is not None]
         if len(named) != 1:
-            came = "both; set one of them to null" if named else "neither; write budget: null for none"
-            raise ValueError(f"expected exactly one of params and macs, got {came}")
+            came = (
+                f"{' and '.join(named)}; set all but one to null"
+                if named
+                else "none; write budget: null for none"
+            )
+            raise ValueError(f"expected exactly one of params, macs and latency_ms, got {came}")
     return value
 
 
@@ -247,10 +267,27 @@ class PruneSection(_Section):
     max_removal: float = Field(
         default=0.6, gt=0, le=1, description="Largest share of a layer's groups that one cycle removes."
     )
-    min_keep: int = Field(default=1, ge=1, le=1_000_000, description="Groups that every layer keeps.")
+    min_keep: int = Field(
+        default=1, ge=1, le=1_000_000, description="Groups that every layer keeps; branches are no layer."
+    )
+    round_to: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Groups that a layer keeps are filled up to a multiple of this with the best of those that would "
+        "go, where it has enough of them, since hardware likes such widths.",
+    )
+    reestimate: int = Field(
+        default=2048,
+        ge=0,
+        le=10_000_000,
+        description="Training images by which the statistics of batch norms are estimated anew after a removal; "
+        "0: they stay as they are.",
+    )
     budget: Annotated[Budget | None, BeforeValidator(_one_budget)] = Field(
         default=None,
-        description="Size of the chosen network as a share of the dense one; null: held-out loss decides.",
+        description="Size of the chosen network as a share of the dense one, or its latency; null: held-out loss "
+        "decides. Where it cannot be met, the closest network is exported and the command's exit status is 3.",
     )
     score: Literal["evidence", "magnitude", "taylor", "random"] = Field(
         default="evidence",

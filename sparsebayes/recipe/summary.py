@@ -43,4 +43,6 @@ def _model(model: ModelSection) -> str:
 def _budget(budget: Budget | None) -> str:
     if budget is None:
         return "none"
+    if budget.latency_ms is not None:
+        return f"{budget.latency_ms:g} ms"
     return f"{budget.params:g} of params" if budget.params is not None else f"{budget.macs:g} of MACs"

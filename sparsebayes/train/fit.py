@@ -6,6 +6,8 @@ where that is asked for (``keep_best``).
 
 Every epoch draws from its own random stream and its end can be saved, so an interrupted phase goes on to the very
 numbers of an unbroken one.
+
+No step waits for the device: losses are added up there and read once per epoch.
 """
 
 from __future__ import annotations
@@ -137,6 +139,7 @@ def _attempt(
     save: Callable[[dict[str, Any]], None] | None,
 ) -> Evaluation | None:
     """Run the phase at one learning rate; None if the network collapsed."""
+    forward = training_forward(model, settings)
     lr = phase.lr * 3.0 ** -state["attempt"]
     optimizer = make_optimizer(model, settings, lr)
     if "optimizer" in state:
@@ -149,7 +152,7 @@ def _attempt(
         # Dropout and the like draw from the global generator: give each epoch its own stream of that as well.
         with torch.random.fork_rng(_cuda_devices(model)):
             torch.manual_seed(derive_seed(phase.seed, phase.name, "layers", epoch))
-            loss = _epoch_(model, loader, optimizer, phase, settings, lr, epoch, teacher, after_step)
+            loss = _epoch_(model, forward, loader, optimizer, phase, settings, lr, epoch, teacher, after_step)
         last = evaluate(model, heldout)
         if not math.isfinite(loss) or _collapsed(last, phase, epoch):
             return None
@@ -167,6 +170,7 @@ def _attempt(
 
 def _epoch_(
     model: nn.Module,
+    forward: Callable[[Tensor], Tensor],
     loader: Loader,
     optimizer: torch.optim.Optimizer,
     phase: Phase,
@@ -186,7 +190,7 @@ def _epoch_(
         rate = lr * one_cycle(step, phase.epochs * len(loader))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        logits = model(images)
+        logits = forward(images)
         if total is None:
             check_logits(logits, labels)
         soft = None if teacher is None else teacher[positions]
@@ -204,8 +208,34 @@ def _epoch_(
     return float("nan") if total is None else float(total) / len(loader)
 
 
+def training_forward(model: nn.Module, settings: TrainSection) -> Callable[[Tensor], Tensor]:
+    """The model's forward pass as the recipe wants it in training.
+
+    Args:
+        model: The network; a compiled one shares its parameters.
+        settings: `precision` and `compile`.
+
+    Returns:
+        Maps images of shape ``[B, ...]`` to logits of shape ``[B, C]``, in float32 whatever the precision within.
+    """
+    device = next(model.parameters()).device.type
+    low = settings.precision == "bfloat16" or (settings.precision == "auto" and device == "cuda")
+    run: Callable[[Tensor], Tensor] = torch.compile(model) if settings.compile else model
+    if not low:
+        return run
+
+    def forward(images: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            logits = run(images)
+        return logits.float()
+
+    return forward
+
+
 def fast_layout_(model: nn.Module) -> nn.Module:
-    """Store convolution weights channels-last: on CPUs it is up to 1.5 times as fast, and values do not change.
+    """Store convolution weights channels-last: activations follow, and values do not change.
+
+    On CPUs it is up to 1.5 times as fast; on GPUs it is the layout of the tensor cores.
 
     Returns:
         The model itself.
@@ -253,11 +283,15 @@ def make_optimizer(model: nn.Module, settings: TrainSection, lr: float) -> torch
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     decay = settings.weight_decay
+    # One kernel for all parameters, where there are such kernels and launching them is what takes the time.
+    fused = all(p.device.type == "cuda" for p in parameters)
     if settings.optimizer == "sgd":
         nesterov = settings.momentum > 0
-        return torch.optim.SGD(parameters, lr, settings.momentum, weight_decay=decay, nesterov=nesterov)
+        return torch.optim.SGD(
+            parameters, lr, settings.momentum, weight_decay=decay, nesterov=nesterov, fused=fused
+        )
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr, weight_decay=decay)
+    return kind(parameters, lr, weight_decay=decay, fused=fused)
 
 
 def _collapsed(now: Evaluation, phase: Phase, epoch: int) -> bool:

@@ -65,8 +65,8 @@ MISTAKES = [
     ),
     (
         "data: {name: mnits}",
-        "r.yaml:4: data.name: unknown data set 'mnits'; did you mean 'mnist'? Choices: embedded_mnist, "
-        "fashion_mnist, mnist, or your own 'package.module:function'",
+        "r.yaml:4: data.name: unknown data set 'mnits'; did you mean 'mnist'? Choices: cifar10, "
+        "cifar100, embedded_cifar10, embedded_mnist, fashion_mnist, mnist, shapes, or your own 'package.module:function'",
     ),
     ("data: {name: 3}", "r.yaml:4: data.name: expected the name of a data set, got 3"),
     (

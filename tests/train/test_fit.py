@@ -14,7 +14,7 @@ from sparsebayes.data import Images, Loader
 from sparsebayes.errors import DataError, ModelError, NumericsError
 from sparsebayes.recipe.schema import TrainSection
 from sparsebayes.train.evaluation import evaluate
-from sparsebayes.train.fit import Epoch, Phase, fit_, objective
+from sparsebayes.train.fit import Epoch, Phase, fit_, objective, training_forward
 
 
 def bars(num: int, seed: int) -> Images:
@@ -188,3 +188,45 @@ def test_evaluation_by_hand_and_mode_restored() -> None:
     assert found.error == pytest.approx(float((model(x).argmax(1) != images.labels).double().mean()))
     with pytest.raises(DataError, match="expected images to evaluate on, got none"):
         evaluate(model, [])
+
+
+def test_bfloat16_learns_and_leaves_float32_weights() -> None:
+    exact, rounded = network(), network()
+    fit(exact)
+    after = fit(rounded, settings={"precision": "bfloat16"})
+    assert after.error < 0.05
+    assert all(parameter.dtype == torch.float32 for parameter in rounded.parameters())
+    difference = (exact[1].weight - rounded[1].weight).detach().abs().max()
+    assert 0 < float(difference) < 0.1
+
+
+def test_automatic_precision_is_exact_without_a_gpu() -> None:
+    exact, automatic = network(), network()
+    fit(exact)
+    fit(automatic, settings={"precision": "auto"})
+    assert torch.equal(exact[1].weight, automatic[1].weight)
+
+
+@pytest.mark.gpu
+def test_automatic_precision_is_bfloat16_on_a_gpu() -> None:
+    seen = []
+    model = network().cuda()
+    model[1].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    logits = training_forward(model, TrainSection(precision="auto"))(torch.zeros(2, 16, device="cuda"))
+    assert (seen, logits.dtype) == ([torch.bfloat16], torch.float32)
+
+
+def test_compiled_passes_train_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_eagerly(model: nn.Module) -> nn.Module:
+        compiled.append(model)
+        wrapper = nn.Sequential(model)
+        return wrapper
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    plain, model = network(), network()
+    fit(plain)
+    fit(model, settings={"compile": True})
+    assert compiled == [model]
+    assert torch.equal(plain[1].weight, model[1].weight)
