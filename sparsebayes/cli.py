@@ -29,6 +29,8 @@ __all__ = ["main"]
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells count it: 128 + the signal's number."""
+BUDGET_MISSED = 3
+"""Exit status of a run that is complete, but whose network is larger or slower than the recipe's budget allows."""
 
 
 class _Sentence(click.ClickException):
@@ -114,6 +116,9 @@ Examples:
   sparsebayes run lenet5_mnist prune.budget.params=0.01 --seed 1
   sparsebayes run mine.yaml --preset smoke --out runs/first
   sparsebayes run mine.yaml --resume runs/first
+\b
+Exit status: 0 done; 2 a mistake; 3 done, but the budget is not met (the
+closest network is exported, and report.json says how close); 130 interrupted.
 """
 
 
@@ -174,6 +179,21 @@ def run(
             click.echo(f"continue with: {shlex.join([*again, '--resume', str(known)])}", err=True)
         raise
     click.echo(f"run folder: {folder}")
+    missed = _missed_budget(folder)
+    if missed:
+        click.echo(f"warning: {missed}", err=True)
+        click.get_current_context().exit(BUDGET_MISSED)
+
+
+def _missed_budget(folder: Path) -> str:
+    """One sentence if the run's network exceeds its budget, else nothing."""
+    budget = json.loads((folder / "report.json").read_text(encoding="utf-8")).get("budget")
+    if budget is None or budget["met"]:
+        return ""
+    return (
+        f"the budget of {budget['limit']:g} {budget['kind']} is not met: the smallest network that was found has "
+        f"{budget['reached']:g}, and is exported; raise train.cycles.count, train.cycles.shrink or prune.max_removal"
+    )
 
 
 _VALIDATE_EXAMPLES = """\b

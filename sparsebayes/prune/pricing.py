@@ -159,6 +159,7 @@ def select_within(
     ceiling: float = float("inf"),
     max_removal: float = 0.6,
     min_keep: int = 1,
+    round_to: int = 1,
     masks: Mapping[str, Tensor] | None = None,
 ) -> Selection:
     """Find the weakest strength that leaves no more than a target cost, but no strength above a ceiling.
@@ -172,6 +173,7 @@ def select_within(
         ceiling: Largest strength.
         max_removal: As in `select`; where it binds, the target may not be reached.
         min_keep: As in `select`.
+        round_to: As in `select`.
         masks: Entries masked before.
 
     Returns:
@@ -188,6 +190,7 @@ def select_within(
             threshold=strength,
             max_removal=max_removal,
             min_keep=min_keep,
+            round_to=round_to,
             strength=strength,
         )
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sparsebayes.errors import GroupingError, NumericsError, RunError
+from sparsebayes.groups.branch_rules import BRANCHES
 from sparsebayes.groups.grouping import Grouping, Quota
 from sparsebayes.prune.bits import pack, unpack
 from sparsebayes.prune.json_fields import Fields, parse
@@ -42,7 +43,7 @@ class Selection:
         fingerprint: `Grouping.fingerprint()` of the grouping.
         strength: the temperature T at which it was made, if any.
         forced: bool `[G]` or None: kept against their score, since their layer would otherwise have fewer
-            than `min_keep`.
+            than `min_keep`, or no multiple of `round_to`.
         delayed: bool `[G]` or None: kept against their score, since one update may not remove more of their
             layer.
     """
@@ -208,6 +209,7 @@ def select(
     previous: Selection | None = None,
     max_removal: float = 0.6,
     min_keep: int = 1,
+    round_to: int = 1,
     strength: float | None = None,
 ) -> Selection:
     """Keep the groups whose score exceeds the threshold.
@@ -223,7 +225,9 @@ def select(
         max_removal: largest share of a layer's living groups that this update removes, 0..1; the best scores
             stay.
         min_keep: number of groups that a layer keeps in any case (all, if it has fewer alive); the best
-            scores stay.
+            scores stay. Residual branches are exempt: a network without any still has its shortcuts.
+        round_to: what a layer keeps is filled up to a multiple of this with the best of what would go, where it
+            has enough of it; residual branches are exempt.
         strength: recorded in the selection.
 
     Returns:
@@ -234,24 +238,26 @@ def select(
         NumericsError: a score is NaN, or their number is not G, or an option is out of range.
     """
     score, alive = _prepare(grouping, score, previous)
-    if not 0.0 <= max_removal <= 1.0 or min_keep < 0 or math.isnan(threshold):
+    if not 0.0 <= max_removal <= 1.0 or min_keep < 0 or round_to < 1 or math.isnan(threshold):
         raise NumericsError(
-            "expected max_removal within 0..1, min_keep >= 0 and a threshold that is a number, got "
-            f"{max_removal}, "
-            f"{min_keep} and {threshold}"
+            "expected max_removal within 0..1, min_keep >= 0, round_to >= 1 and a threshold that is a number, got "
+            f"{max_removal}, {min_keep}, {round_to} and {threshold}"
         )
     above = alive & (score > threshold)
     best, enough = torch.zeros_like(alive), torch.zeros_like(alive)
-    for members in _layers(grouping):
+    for name, members in zip(grouping.layers, _layers(grouping), strict=True):
         living = members & alive
         count = int(living.sum())
         removable = math.floor(count * max_removal)
-        if int(above[members].sum()) < max(min_keep, count - removable):
-            best |= _best(score, living, min_keep)
+        least = 0 if name == BRANCHES else min_keep
+        if int(above[members].sum()) < max(least, count - removable):
+            best |= _best(score, living, least)
             enough |= _best(score, living, count - removable)
     forced = best & ~above
     delayed = enough & ~above & ~forced
     on = above | forced | delayed
+    rounded = _rounded(grouping, score, alive, on, round_to)
+    on, forced = on | rounded, forced | rounded
     if grouping.quota is not None:
         pooled = grouping.quota.pool >= 0
         on = torch.where(pooled, _best_of_pools(score, alive, grouping.quota), on)
@@ -348,6 +354,17 @@ def _prepare(grouping: Grouping, score: Tensor, previous: Selection | None) -> t
 def _layers(grouping: Grouping) -> list[Tensor]:
     """For each layer, which groups are its members: bool of shape `[G]`."""
     return [grouping.layer_index == layer for layer in range(len(grouping.layers))]
+
+
+def _rounded(grouping: Grouping, score: Tensor, alive: Tensor, on: Tensor, step: int) -> Tensor:
+    """The best of what would go that fill each layer up to a multiple of `step`: bool of shape `[G]`."""
+    extra = torch.zeros_like(on)
+    for name, members in zip(grouping.layers, _layers(grouping), strict=True):
+        kept = int((on & members).sum())
+        wanted = kept if name == BRANCHES else -(-kept // step) * step
+        if kept < wanted <= int((alive & members).sum()):
+            extra |= _best(score, alive & members & ~on, wanted - kept)
+    return extra
 
 
 def _best(score: Tensor, among: Tensor, count: int) -> Tensor:

@@ -48,6 +48,7 @@ DATA_NAMES = (
 MODEL_NAMES = ("lenet5_caffe", "lenet_300_100", "resnet18", "resnet20", "resnet56", "vgg16")
 RULE_NAMES = (
     "blocks",
+    "branches",
     "channels",
     "columns",
     "features",

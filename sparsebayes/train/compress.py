@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +21,35 @@ import torch
 from torch import Tensor, nn
 
 from sparsebayes.cost import cost
-from sparsebayes.data.loader import Loader
 from sparsebayes.export.saved import load_model, save_model
 from sparsebayes.groups import Grouping
 from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.masking import Masks
-from sparsebayes.prune.pricing import EntryCosts, entry_costs, present_cost
+from sparsebayes.prune.pricing import entry_costs, present_cost
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe
+from sparsebayes.train.batch_norm import reestimate_
+from sparsebayes.train.budget import goal_of, network_latency_ms
 from sparsebayes.train.checkpoint import read_checkpoint, write_atomically, write_checkpoint
 from sparsebayes.train.evaluation import Evaluation, logits_table
 from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
 from sparsebayes.train.front import Point, band_limit, read_front, replace_point, write_front
+from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import Removal, recipe_grouping, remove
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["Compressor", "Loaders"]
+__all__ = ["Compressor"]
 
 PATIENCE = 2
 """Cycles in a row whose loss is out of reach of the band before `strength: auto` stops exploring."""
 REACH = 2.0
 """Times the band's limit that fine-tuning is trusted to bring back."""
+SLOW_SAVE, SAVE_SHARE = 0.2, 0.05
+"""Checkpoints that take more seconds than the first are written so rarely that they take this share of the time."""
 MAX_HISTOGRAM = 100_000
 """Groups up to which the evidence of each is kept for the report's histogram."""
-
-
-@dataclass(frozen=True)
-class Loaders:
-    """The images of a run.
-
-    Attributes:
-        train: Shuffled and augmented.
-        plain: The same images as they are, in shuffled order, for curvature.
-        heldout: For decisions.
-        example: One input, of shape ``[1, ...]``.
-    """
-
-    train: Loader
-    plain: Loader
-    heldout: Loader
-    example: Tensor
 
 
 class Compressor:
@@ -96,6 +83,7 @@ class Compressor:
         self._reporter = reporter
         self._teacher: Tensor | None = None
         self._dense: Grouping | None = None
+        self._next_save = 0.0  # time before which no checkpoint is written
         self._device = loaders.example.device
 
     def run(self) -> Point:
@@ -149,13 +137,14 @@ class Compressor:
         """Shrink until the budget, the strength, the band or the number of cycles says stop."""
         recipe = self.recipe
         model, lineage = self.network(self.points[-1].point)
-        costs = self._costs(model)
-        budget = self._budget(costs.kind)
-        while len(self.points) <= recipe.train.cycles.count and not self._explored():
-            left = present_cost(costs, lineage.masks)
-            if left <= budget:
+        goal = goal_of(recipe, self.points[0])
+        while True:
+            costs = entry_costs(model, self.loaders.example, goal.unit)
+            left, latency = present_cost(costs, lineage.masks), self.points[-1].latency_ms
+            if goal.is_met(left, latency):
                 return
-            target = max(left * (1 - recipe.train.cycles.shrink), budget)
+            if len(self.points) > recipe.train.cycles.count or self._explored():
+                break
             number = len(self.points)
             removal = remove(
                 recipe,
@@ -165,15 +154,16 @@ class Compressor:
                 self.loaders.plain,
                 self.loaders.example,
                 costs=costs,
-                target=target,
+                target=goal.target(present=left, latency_ms=latency, shrink=recipe.train.cycles.shrink),
                 number=number,
             )
             if removal is None:
                 self._reporter.line("no group is left to remove within the bounds; the cycles end here")
-                return
+                break
             model, lineage = removal.model, removal.lineage
             self._log_removal(removal, number)
-            costs = self._costs(model)
+            self.loaders.plain.reseed_(derive_seed(recipe.seed, "batch norm", number))
+            reestimate_(model, self.loaders.plain, recipe.prune.reestimate)
             train = recipe.train
             phase = Phase(
                 name=f"cycle {number}",
@@ -184,7 +174,7 @@ class Compressor:
             )
             result = self._fit(model, phase, lineage.masks)
             self._add_point(model, lineage, result, removal.selection)
-        if present_cost(costs, lineage.masks) > budget > 0:
+        if goal.limit > 0:
             self._reporter.line(
                 "the budget is not reached; raise train.cycles.count, shrink or prune.max_removal"
             )
@@ -271,7 +261,12 @@ class Compressor:
             )
 
         def save(state: dict[str, Any]) -> None:
+            began = time.perf_counter()
+            if began < self._next_save:
+                return
             write_checkpoint(self.folder / "checkpoint.pt", {"phase": phase.name, "state": state})
+            took = time.perf_counter() - began
+            self._next_save = began + took / SAVE_SHARE if took > SLOW_SAVE else 0.0
 
         return fit_(
             model,
@@ -337,6 +332,7 @@ class Compressor:
             result.error,
             strength=strength,
             widths=widths,
+            latency_ms=self._latency_ms(model),
         )
         self._save_network(number, model, lineage)
         self.points.append(point)
@@ -372,23 +368,12 @@ class Compressor:
             self._dense = recipe_grouping(self.recipe, model, self.loaders.example)
         return self._dense
 
-    def _costs(self, model: nn.Module) -> EntryCosts:
-        """Entry costs in the budget's unit, else in the price's, else in parameters."""
-        budget, price = self.recipe.prune.budget, self.recipe.prior.price
-        if budget is not None:
-            kind = "macs" if budget.macs is not None else "params"
-        else:
-            kind = "params" if price == "none" else price
-        return entry_costs(model, self.loaders.example, kind)
-
-    def _budget(self, kind: str) -> float:
-        """Cost that the result may have; 0 if the recipe names no budget."""
-        budget, dense = self.recipe.prune.budget, self.points[0]
-        if budget is None:
-            return 0.0
-        return (
-            (budget.params or 0.0) * dense.params if kind == "params" else (budget.macs or 0.0) * dense.macs
-        )
+    def _latency_ms(self, model: nn.Module) -> float | None:
+        """Measured latency, where the budget asks for it."""
+        budget = self.recipe.prune.budget
+        if budget is None or budget.latency_ms is None:
+            return None
+        return network_latency_ms(model, self.loaders.example, legacy=self.recipe.export.legacy)
 
     def _is_auto(self) -> bool:
         return self.recipe.prior.strength == "auto" and self.recipe.prune.budget is None

@@ -37,6 +37,7 @@ class Point:
         finetuned: Whether the final training was done on it.
         chosen: Whether it is the run's result.
         untuned_loss: Held-out loss before the final training; None if that was not done.
+        latency_ms: Milliseconds for one image in onnxruntime; None if the run's budget does not ask for it.
     """
 
     point: int
@@ -50,6 +51,7 @@ class Point:
     finetuned: bool = False
     chosen: bool = False
     untuned_loss: float | None = None
+    latency_ms: float | None = None
 
     @property
     def limit(self) -> float:

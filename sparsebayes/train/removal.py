@@ -120,6 +120,7 @@ def remove(
         ceiling=strength if isinstance(strength, float) else float("inf"),
         max_removal=recipe.prune.max_removal,
         min_keep=recipe.prune.min_keep,
+        round_to=recipe.prune.round_to,
         masks=lineage.masks,
     )
     if bool(selection.on.all()):

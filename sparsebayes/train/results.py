@@ -20,10 +20,12 @@ from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe import Recipe
 from sparsebayes.report.provenance import library_versions, machine_hardware
+from sparsebayes.train.budget import budget_outcome
 from sparsebayes.train.checkpoint import write_atomically
-from sparsebayes.train.compress import Compressor, Loaders
+from sparsebayes.train.compress import Compressor
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.front import Point
+from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.removal import recipe_grouping
 
 __all__ = ["results"]
@@ -66,7 +68,11 @@ def results(
         "processor": machine_hardware(),
         "threads": torch.get_num_threads(),
     }
+    outcome = budget_outcome(
+        recipe, compressor.points[0], chosen, compact, loaders.example, dict(lineage.masks)
+    )
     report.update(
+        budget=outcome,
         widths=_widths(dense, compact),
         chosen_point=chosen.point,
         strength=chosen.strength,

@@ -132,7 +132,7 @@ def test_refuses_scores_it_cannot_rank() -> None:
         select(rows(3, 2), torch.ones(4))
     with pytest.raises(NumericsError, match=r"score of b\[1\] and 0 others is NaN"):
         select(rows(3, 2), torch.tensor([1.0, 1.0, 1.0, 1.0, math.nan]))
-    with pytest.raises(NumericsError, match=r"max_removal within 0..1, .* got 1.5, 1 and 1.0"):
+    with pytest.raises(NumericsError, match=r"max_removal within 0..1, .* got 1.5, 1, 1 and 1.0"):
         select(rows(3), torch.ones(3), max_removal=1.5)
 
 
@@ -238,3 +238,40 @@ def test_truncated_json_is_refused() -> None:
         Selection.from_json("[]")
     with pytest.raises(RunError, match="is not JSON"):
         Selection.from_json("[" * 100_000)
+
+
+@given(
+    score=st.lists(st.floats(0, 2), min_size=20, max_size=20, unique=True),
+    step=st.integers(1, 9),
+    max_removal=st.floats(0, 1),
+)
+def test_rounding_fills_layers_up_with_the_best_of_what_would_go(
+    score: list[float], step: int, max_removal: float
+) -> None:
+    grouping, scores = rows(12, 8), torch.tensor(score, dtype=torch.float64)
+    plain = select(grouping, scores, max_removal=max_removal)
+    rounded = select(grouping, scores, max_removal=max_removal, round_to=step)
+    assert bool((rounded.on | ~plain.on).all())
+    for (before, count), (after, _), layer in zip(
+        plain.counts().values(), rounded.counts().values(), (slice(0, 12), slice(12, 20)), strict=True
+    ):
+        wanted = math.ceil(before / step) * step
+        assert after == (wanted if wanted <= count else before)
+        added = (rounded.on & ~plain.on)[layer]
+        left = ~rounded.on[layer]
+        if added.any() and left.any():
+            assert float(scores[layer][added].min()) > float(scores[layer][left].max())
+        assert bool((rounded.forced[layer] | ~added).all())
+
+
+def test_branches_are_no_layer_that_must_keep_groups() -> None:
+    plain = rows(5, 5)
+    grouping = Grouping("both", plain.labels, ("a", "branches"), plain.layer_index)
+    selection = select(grouping, torch.zeros(10), max_removal=1.0, min_keep=2, round_to=4)
+    assert selection.counts() == {"a": (4, 5), "branches": (0, 5)}
+    assert select(grouping, torch.zeros(10), max_removal=0.6).counts()["branches"] == (2, 5)
+
+
+def test_a_step_below_one_is_refused() -> None:
+    with pytest.raises(NumericsError, match="round_to >= 1"):
+        select(rows(3), torch.zeros(3), round_to=0)

@@ -66,7 +66,8 @@ MISTAKES = [
     (
         "data: {name: mnits}",
         "r.yaml:4: data.name: unknown data set 'mnits'; did you mean 'mnist'? Choices: cifar10, "
-        "cifar100, embedded_cifar10, embedded_mnist, fashion_mnist, mnist, shapes, or your own 'package.module:function'",
+        "cifar100, embedded_cifar10, embedded_mnist, fashion_mnist, mnist, shapes, or your own "
+        "'package.module:function'",
     ),
     ("data: {name: 3}", "r.yaml:4: data.name: expected the name of a data set, got 3"),
     (
@@ -107,11 +108,12 @@ MISTAKES = [
     ),
     (
         "prune: {budget: {params: .1, macs: .1}}",
-        "r.yaml:4: prune.budget: expected exactly one of params and macs, got both; set one of them to null",
+        "r.yaml:4: prune.budget: expected exactly one of params, macs and latency_ms, got params and macs; set all "
+        "but one to null",
     ),
     (
         "prune: {budget: {}}",
-        "r.yaml:4: prune.budget: expected exactly one of params and macs, got neither; write budget: null "
+        "r.yaml:4: prune.budget: expected exactly one of params, macs and latency_ms, got none; write budget: null "
         "for none",
     ),
     ("prune: {budget: {params: 2}}", "r.yaml:4: prune.budget.params: expected a number <= 1, got 2"),
