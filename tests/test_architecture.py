@@ -17,6 +17,7 @@ ORDER = [
     {"errors"},
     {"torchvision_compat", "user_code"},
     {"cost"},
+    {"layers"},
     {"groups"},
     {"curvature"},
     {"inference"},

@@ -18,6 +18,7 @@ number of channels, not with the size of the activations.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Binding", "Leaf", "Shadow", "Trace", "fixed_shadow"]
+__all__ = ["Binding", "Count", "Leaf", "Shadow", "Trace", "fixed_shadow"]
 
 _NEVER = np.iinfo(np.int64).max
 # Parameters above this size get no ids of their own in element-wise operations: they stay as they are.
@@ -85,6 +86,23 @@ class Binding:
     reads: bool
 
 
+@dataclass
+class Count:
+    """An attribute of a module that holds a number of channels.
+
+    Attributes:
+        module: Path of the module.
+        attribute: Name of the attribute.
+        position: Position in it, where it is a list or tuple; None for a plain number.
+        ids: int64, one for each channel that it counts.
+    """
+
+    module: str
+    attribute: str
+    position: int | None
+    ids: Tensor
+
+
 def fixed_shadow(shape: tuple[int, ...]) -> Shadow:
     """Shadow of an activation whose positions all stay."""
     return Shadow(
@@ -114,9 +132,16 @@ class Trace:
         leaves: Parameters and buffers that entered element-wise or shape operations, with ids for each entry.
         reasons: Why ids were fixed, in the order of the graph.
         reached: Names of all parameters and buffers that the graph uses.
+        counts: Attributes of modules that must follow the number of channels, by (module, attribute, position).
+        levels: By line of the model's code, how many readings of the sizes written there have been given up.
+        assumed: Lines of which some reading is assumed and could be given up for the next one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, levels: Mapping[str, int] | None = None) -> None:
+        self.counts: dict[tuple[str, str, int | None], Count] = {}
+        self.levels = dict(levels or {})
+        self.assumed: set[str] = set()
+        self._joint: list[Tensor] = []
         self.bindings: dict[tuple[str, int], Binding] = {}
         self.leaves: dict[str, tuple[Leaf, Shadow]] = {}
         self.reasons: list[str] = []
@@ -192,6 +217,21 @@ class Trace:
         """Roots of the classes that `taint` was told about, int64 of shape ``[*]`` in rising order."""
         ids = torch.cat([torch.zeros(0, dtype=torch.int64), *self._dirty])
         return torch.from_numpy(np.unique(self._find(ids.numpy())))
+
+    def join(self, ids: Tensor) -> None:
+        """Note that the statistics of a norm count these units, so that only zeros may leave."""
+        self._joint.append(core(ids).flatten())
+
+    def joint(self) -> Tensor:
+        """Roots of the classes that `join` was told about, int64 of shape ``[*]`` in rising order."""
+        ids = torch.cat([torch.zeros(0, dtype=torch.int64), *self._joint])
+        return torch.from_numpy(np.unique(self._find(ids.numpy())))
+
+    def count(self, module: str, attribute: str, position: int | None, ids: Tensor) -> None:
+        """Let an attribute count these channels; a second use of it counts the same ones."""
+        known = self.counts.setdefault((module, attribute, position), Count(module, attribute, position, ids))
+        if known.ids.shape == ids.shape:
+            self.unify(known.ids, ids, f"{module}.{attribute} also counts channels that stay")
 
     def bind(self, leaf: Leaf, dim: int, ids: Tensor, *, reads: bool) -> None:
         """Tie ids to one dim of a parameter or buffer; a second binding of the same dim unifies both."""

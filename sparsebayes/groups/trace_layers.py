@@ -8,15 +8,15 @@ weights, and the table of all rules, are in `sparsebayes.groups.trace_ops`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace, fixed_shadow
 
-__all__ = ["Call", "Result", "Rule", "along", "fix_all", "shadow_of"]
+__all__ = ["Call", "Result", "Rule", "along", "fix_all", "own_entries", "read", "shadow_of", "spread", "stays"]
 
 Result = Shadow | Leaf | list["Shadow"]
 
@@ -34,6 +34,10 @@ class Call:
         shapes: Shape of each tensor that it returns.
         is_list: Whether it returns a list of tensors, even of one.
         place: Where it is, for messages: ``"aten.relu at 'features.1'"``.
+        module: Path of the innermost module that it runs in.
+        line: File and line of the model's code that calls it.
+        modules: The model's modules by path.
+        is_mixed: Whether its result goes straight into a product of two activations, as heads of attention do.
     """
 
     op: str
@@ -44,6 +48,10 @@ class Call:
     shapes: tuple[tuple[int, ...], ...]
     is_list: bool
     place: str
+    module: str = ""
+    line: str = ""
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    is_mixed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -200,19 +208,6 @@ def _mixes_positions(trace: Trace, call: Call, x: Shadow) -> Result:
     return Shadow(x.ids[..., :1].expand(call.shape), zero.expand(call.shape))
 
 
-def matmul(trace: Trace, call: Call) -> Result:
-    """``x @ weight`` with a parameter ``[I, O]``; products of two activations let everything stay."""
-    first, second = call.args[0], call.args[1]
-    if not (isinstance(first, Shadow) and isinstance(second, Leaf) and second.is_parameter):
-        return fix_all(trace, call, f"they reach {call.place}, a product of two activations")
-    last = len(first.shape) - 1
-    if len(second.shape) != 2 or set(trace.varies(first.ids)) - {last}:
-        return fix_all(trace, call, f"channels and positions are mixed before {call.place}")
-    ids, zero = along(trace, first, last, "")
-    read(trace, second, 0, ids, zero)
-    return spread(trace.own(second, 1), True, len(call.shape) - 1, call.shape)
-
-
 def embedding(trace: Trace, call: Call) -> Result:
     """Embeddings own their output features; the rows of the vocabulary stay."""
     weight = call.named["weight"]
@@ -235,20 +230,6 @@ def batch_norm(trace: Trace, call: Call) -> Result:
     own_entries(trace, ids, *entries)
     # With scale and shift at 0 the output is 0; without them the running mean shifts a zero input.
     return spread(ids, call.named["weight"] is not None, 1, call.shape)
-
-
-def joint_norm(trace: Trace, call: Call) -> Result:
-    """Layer, group and RMS norms: fine over positions, but statistics over channels change when one goes."""
-    x = shadow_of(trace, call.named["input"])
-    dims = call.named.get("normalized_shape")
-    count = len(dims) if dims is not None else len(x.shape) - 1
-    over = range(len(x.shape) - count, len(x.shape))
-    if dims is None or set(trace.varies(x.ids)) & set(over):
-        return fix_all(trace, call, f"the statistics of {call.place} are taken over channels")
-    for leaf in call.tensors()[1:]:
-        trace.fix(shadow_of(trace, leaf).ids, f"they scale positions in {call.place}")
-    zero = x.zero.all() if call.named.get("bias") is None else torch.zeros((), dtype=torch.bool)
-    return Shadow(x.ids, zero.expand(call.shape))
 
 
 def prelu(trace: Trace, call: Call) -> Result:

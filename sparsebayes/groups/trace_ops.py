@@ -19,6 +19,9 @@ import torch
 from torch import Tensor
 
 from sparsebayes.groups import trace_layers as layers
+from sparsebayes.groups import trace_norms as norms
+from sparsebayes.groups import trace_products as products
+from sparsebayes.groups import trace_recurrent as recurrent
 from sparsebayes.groups import trace_shapes as shapes
 from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace, core
 from sparsebayes.groups.trace_layers import Call, Result, Rule, fix_all, shadow_of
@@ -156,11 +159,11 @@ _KEEP = (
     "feature_alpha_dropout feature_dropout lift_fresh lift_fresh_copy to type_as"
 ).split()
 _MOVE = (
-    "broadcast_to expand expand_as flip movedim moveaxis mT permute repeat repeat_interleave squeeze "
+    "expand_as flip movedim moveaxis mT permute repeat repeat_interleave squeeze "
     "swapaxes swapdims t tile transpose unsqueeze"
 ).split()
 _RESHAPE = "_unsafe_view flatten reshape unflatten view".split()
-_CUT = "narrow roll select slice split split_with_sizes tensor_split unbind unsafe_chunk unsafe_split".split()
+_CUT = "narrow select slice split split_with_sizes unbind unsafe_split unsafe_split_with_sizes".split()
 _REDUCE = (
     "all amax amin any linalg_vector_norm logsumexp max mean median min nanmean nansum norm prod std sum var"
 ).split()
@@ -187,14 +190,14 @@ def _spatial_rows() -> dict[str, Rule]:
 def _layer_rows() -> dict[str, Rule]:
     rows: dict[str, Rule] = {
         "linear": layers.linear,
-        "matmul": layers.matmul,
-        "mm": layers.matmul,
+        "matmul": products.matmul,
+        "mm": products.matmul,
         "embedding": layers.embedding,
         "batch_norm": layers.batch_norm,
         "instance_norm": layers.batch_norm,
-        "layer_norm": layers.joint_norm,
-        "group_norm": layers.joint_norm,
-        "rms_norm": layers.joint_norm,
+        "layer_norm": norms.layer_norm,
+        "group_norm": norms.group_norm,
+        "rms_norm": norms.layer_norm,
         "prelu": layers.prelu,
     }
     for dims in (1, 2, 3):
@@ -225,5 +228,17 @@ OPS: Mapping[str, Rule] = MappingProxyType(
         "pad": shapes.pad,
         "constant_pad_nd": shapes.pad,
         "pixel_shuffle": shapes.pixel_shuffle,
+        "pixel_unshuffle": shapes.pixel_unshuffle,
+        "roll": shapes.roll,
+        "expand": shapes.expand,
+        "broadcast_to": shapes.expand,
+        "unsafe_chunk": shapes.chunk,
+        "index": products.index,
+        "index_select": products.index,
+        "einsum": products.einsum,
+        "addmm": products.addmm,
+        "bmm": products.matmul,
+        "scaled_dot_product_attention": products.attention,
+        **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrent.recurrent),
     }
 )

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace
 from sparsebayes.groups.trace_layers import Call, Result, fix_all, shadow_of
+from sparsebayes.groups.written_sizes import Attribute, assumed_reading, attributes_for, follow
 
-__all__ = ["chunk", "cut", "glu", "join", "move", "pad", "pixel_shuffle", "reshape"]
+__all__ = ["chunk", "cut", "expand", "glu", "join", "move", "pad", "pixel_shuffle", "pixel_unshuffle", "reshape", "roll"]
+
+_SPLITS = "splits them over several dimensions, by sizes that do not follow them"
 
 
 def move(trace: Trace, call: Call) -> Result:
@@ -38,29 +41,58 @@ def move(trace: Trace, call: Call) -> Result:
     return shadows[0] if isinstance(result, Tensor) else shadows
 
 
+def expand(trace: Trace, call: Call) -> Result:
+    """Expansion to sizes, of which those of the channels' dims must follow them."""
+    result = move(trace, call)
+    assert isinstance(result, Shadow)
+    sizes = call.named.get("size")
+    varying = trace.varies(result.ids)
+    if not isinstance(sizes, (list, tuple)) or not any(sizes[dim] != -1 for dim in varying):
+        return result
+    readings: list[tuple[Attribute, ...]] = [(), *attributes_for(call, [call.shape[dim] for dim in varying])]
+    reading = assumed_reading(trace, call, readings) if len(varying) == 1 else None
+    if reading is None:
+        return fix_all(trace, call, f"{call.place} expands them to a fixed size")
+    follow(trace, reading, [_line(result.ids, dim) for dim in varying][: len(reading)])
+    return result
+
+
 def reshape(trace: Trace, call: Call) -> Result:
-    """Views and flattening: fine if the channels' dim shrinks by itself (kept as it is, or of size -1)."""
+    """Views and flattening: fine if the sizes in the call follow the channels, see `written_sizes`."""
     x = shadow_of(trace, call.args[0])
     result = Shadow(x.ids.reshape(call.shape), x.zero.reshape(call.shape))
-    before, after = trace.varies(x.ids), trace.varies(result.ids)
-    if not after:
-        return result
+    after = trace.varies(result.ids)
     inferred = _inferred(call)
-    if len(after) > 1:
-        if inferred not in after:
-            return fix_all(trace, call, f"{call.place} splits them over several dimensions")
+    if not after or (len(after) == 1 and (call.op == "flatten" or after[0] == inferred)):
+        return result
+    if len(after) > 1 and inferred in after and not call.is_mixed:
         # The other dims keep their sizes, so channels of equal rank along the inferred one go together.
         settle(trace, result, inferred)
         return result
-    size = call.shape[after[0]]
-    adapts = call.op == "flatten" or after[0] == inferred
-    # A size beside an inferred batch, view(-1, 512), is a number in the code; one that equals theirs may
-    # have been read off the tensor.
-    written = inferred == 0 or len(before) != 1 or x.shape[before[0]] != size
-    if written and not adapts:
-        reason = f"{call.place} gives them the size {size}; flatten(1) or -1 would adapt"
-        return fix_all(trace, call, reason)
+    # Heads come before what they hold; otherwise the last dim has the most channels as a rule.
+    carriers = after[-2:] if call.is_mixed else after[:-3:-1]
+    readings: list[tuple[int, tuple[Attribute, ...]]] = []
+    for dim in carriers:
+        ways = [] if dim == inferred else attributes_for(call, [call.shape[dim]])
+        readings += [(dim, ()), *((dim, way) for way in ways)]
+    reading = assumed_reading(trace, call, readings)
+    if reading is None:
+        size = call.shape[after[0]]
+        why = f"gives them the size {size}; flatten(1) or -1 would adapt"
+        return fix_all(trace, call, f"{call.place} {why if len(after) == 1 else _SPLITS}")
+    dim, attributes = reading
+    if len(after) > 1:
+        settle(trace, result, dim)
+    line = _line(result.ids, dim)
+    follow(trace, attributes, [line] * len(attributes))
     return result
+
+
+def _line(ids: Tensor, dim: int) -> Tensor:
+    """Ids along one dim, where they are the same along all others."""
+    for other in reversed([d for d in range(ids.ndim) if d != dim]):
+        ids = ids.select(other, 0)
+    return ids
 
 
 def _inferred(call: Call) -> int | None:
@@ -103,17 +135,67 @@ def join(trace: Trace, call: Call) -> Result:
 
 
 def cut(trace: Trace, call: Call) -> Result:
-    """Slices, splits and rolls: their numbers are part of the code, so channels that they cut stay."""
+    """Slices, splits, selections: their positions follow the channels in one of the ways of `written_sizes`."""
     x = shadow_of(trace, call.args[0])
     if call.shapes == (x.shape,) and call.op == "slice":
         return x
-    dims = call.named.get("dim", call.named.get("dims", 0))
-    chosen = {int(dim) % len(x.shape) for dim in (dims if isinstance(dims, (list, tuple)) else [dims])}
-    # roll without dims works on the flattened tensor.
-    everywhere = call.op == "roll" and not chosen
-    if set(trace.varies(x.ids)) & chosen or everywhere:
+    dim = int(call.named.get("dim", 0)) % len(x.shape)
+    varying = trace.varies(x.ids)
+    if dim not in varying:
+        return move(trace, call)
+    reason = f"{call.place} cuts them at a fixed position"
+    bounds, sizes = _bounds(call, x.shape[dim])
+    if varying != [dim] or bounds is None:
+        return fix_all(trace, call, reason)
+    line = _line(x.ids, dim)
+    readings: list[tuple[int, tuple[Attribute, ...]]] = [(1, ())]
+    readings += [(1, way) for way in attributes_for(call, [stop - start for start, stop in sizes])]
+    readings += [(n, ()) for n in (2, 3, 4) if all(bound * n % len(line) == 0 for bound in bounds)][:1]
+    reading = assumed_reading(trace, call, readings) if call.op != "select" else None
+    if reading is None:
+        for bound in bounds:
+            trace.fix(line[:bound] if bound >= 0 else line[bound:], reason)
+        if call.op in ("split_with_sizes", "unsafe_split_with_sizes"):
+            trace.fix(line, reason)  # the sizes must add up to the whole
+        return move(trace, call)
+    parts, attributes = reading
+    _tie_parts(trace, x, dim, parts, call.place)
+    follow(trace, attributes, [line[start:stop] for start, stop in sizes[: len(attributes)]])
+    return move(trace, call)
+
+
+def roll(trace: Trace, call: Call) -> Result:
+    """Rolling mixes channels with their neighbours; along other dims it leaves them alone."""
+    x = shadow_of(trace, call.args[0])
+    chosen = {int(dim) % len(x.shape) for dim in call.named["dims"]}
+    if set(trace.varies(x.ids)) & (chosen or set(range(len(x.shape)))):
         return fix_all(trace, call, f"{call.place} cuts them at a fixed position")
     return move(trace, call)
+
+
+def _bounds(call: Call, size: int) -> tuple[list[int] | None, list[tuple[int, int]]]:
+    """Positions within ``0..size`` at which a call cuts, and the pieces whose sizes the code gives.
+
+    A position counted from the end is negative; None: the call does more than to cut pieces.
+    """
+    if call.op == "select":
+        index = int(call.named["index"])
+        return [index + 1 if index >= 0 else index], []
+    if call.op in ("slice", "narrow"):
+        start = int(call.named.get("start") or 0)
+        stop = call.named.get("end")
+        if call.op == "narrow":
+            stop = start + int(call.named["length"])
+        stop = size if stop is None else int(stop)
+        if int(call.named.get("step") or 1) != 1:
+            return None, []
+        bounds = [bound for bound in (start, stop) if bound != 0 and bound < size]
+        return bounds, [(0, bound) for bound in bounds if bound > 0]
+    if call.op in ("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes"):
+        pieces = [shape[int(call.named.get("dim", 0)) % len(shape)] for shape in call.shapes]
+        stops = [sum(pieces[: rank + 1]) for rank in range(len(pieces))]
+        return stops, list(zip([0, *stops[:-1]], stops, strict=True))
+    return None, []
 
 
 def _tie_parts(trace: Trace, x: Shadow, dim: int, parts: int, place: str) -> bool:
@@ -121,7 +203,9 @@ def _tie_parts(trace: Trace, x: Shadow, dim: int, parts: int, place: str) -> boo
     size = x.shape[dim]
     if size % parts:
         return False
-    pieces = x.ids.view(*x.shape[:dim], parts, size // parts, *x.shape[dim + 1 :])
+    if parts == 1:
+        return True
+    pieces = x.ids.reshape(*x.shape[:dim], parts, size // parts, *x.shape[dim + 1 :])
     trace.unify(
         pieces.narrow(dim, 0, 1), pieces, f"{place} needs equal parts, and one has channels that stay"
     )
@@ -175,3 +259,8 @@ def pixel_shuffle(trace: Trace, call: Call) -> Result:
     assert isinstance(result, Shadow)
     settle(trace, result, len(call.shape) - 3)
     return result
+
+
+def pixel_unshuffle(trace: Trace, call: Call) -> Result:
+    """The inverse of pixel shuffle: each channel becomes r*r neighbours, which go with it."""
+    return move(trace, call)

@@ -29,10 +29,24 @@ from torch import Tensor, nn
 from sparsebayes.errors import ModelError, unknown
 from sparsebayes.prune.gather import GatheredLinear, replace_module_, ungather_
 from sparsebayes.prune.json_fields import Fields, parse
+from sparsebayes.prune.substitutes import (
+    Attributes,
+    Substitute,
+    attributes_of,
+    put_substitutes_,
+    read_attributes,
+    read_substitute,
+    set_attributes_,
+    substituted_names,
+    substitutes_of,
+)
 
 __all__ = ["Architecture", "Gather", "architecture_of", "named_tensors", "reshape_", "set_tensor_"]
 
 VERSION = 1
+_FIELDS = (
+    "version", "builder", "options", "tensors", "groups", "gathers", "substitutes", "attributes"
+)  # fmt: skip
 MAX_DIMS = 8
 MAX_ELEMENTS = 2**36  # 256 GiB in float32: more is a damaged file, not a network
 DTYPES = {
@@ -60,8 +74,8 @@ NORMS = (
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
 )  # fmt: skip
 
-# Which attribute repeats the size of which dimension of `weight`. Layer and group norm are absent: removing
-# channels changes their statistics, so they never shrink.
+# Which attribute repeats the size of which dimension of `weight`. Layer and group norms are absent: substitutes
+# replace them.
 SIZES: tuple[tuple[tuple[type[nn.Module], ...], dict[str, int]], ...] = (
     ((nn.Linear,), {"in_features": 1, "out_features": 0}),
     ((GatheredLinear,), {"out_features": 0}),
@@ -97,6 +111,8 @@ class Architecture:
         dtypes: type of each of them, such as "float32".
         groups: number of groups of each convolution that has more than one, by module path.
         gathers: the linear layers that read only some columns, by module path.
+        substitutes: the other layers that were replaced, by module path.
+        attributes: numbers of channels that modules hold, where they have changed: by module path and name.
         builder: name of the model, or "package.module:function"; None when it is not known.
         options: what the builder is called with; JSON values only.
     """
@@ -105,6 +121,8 @@ class Architecture:
     dtypes: Mapping[str, str]
     groups: Mapping[str, int] = field(default_factory=dict)
     gathers: Mapping[str, Gather] = field(default_factory=dict)
+    substitutes: Mapping[str, Substitute] = field(default_factory=dict)
+    attributes: Attributes = field(default_factory=dict)
     builder: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 
@@ -125,6 +143,7 @@ class Architecture:
             path: {"in_features": gather.in_features, "columns": list(gather.columns)}
             for path, gather in self.gathers.items()
         }
+        substitutes = {path: {"kind": one.kind, **one.numbers} for path, one in self.substitutes.items()}
         return (
             "{\n"
             f' "version": {VERSION},\n'
@@ -132,7 +151,9 @@ class Architecture:
             f' "options": {options},\n'
             f' "tensors": {_one_line_each(tensors)},\n'
             f' "groups": {_one_line_each(self.groups)},\n'
-            f' "gathers": {_one_line_each(gathers)}\n'
+            f' "gathers": {_one_line_each(gathers)},\n'
+            f' "substitutes": {_one_line_each(substitutes)},\n'
+            f' "attributes": {_one_line_each(self.attributes)}\n'
             "}\n"
         )
 
@@ -148,17 +169,22 @@ class Architecture:
             ModelError: not such a document; the message names the field.
         """
         document = parse(text, where=where, error=ModelError)
-        document.only(["version", "builder", "options", "tensors", "groups", "gathers"])
+        document.only([*_FIELDS])
         document.integer("version", low=VERSION, high=VERSION)
         tensors = document.fields("tensors")
         entries = {name: tensors.fields(name) for name in tensors.values}
         groups = document.fields("groups")
         gathers = document.fields("gathers")
+        substitutes, attributes = document.fields("substitutes"), document.fields("attributes")
         return Architecture(
             shapes={name: _read_shape(entry) for name, entry in entries.items()},
             dtypes={name: _read_dtype(entry) for name, entry in entries.items()},
             groups={path: groups.integer(path, low=2, high=2**31) for path in groups.values},
             gathers={path: _read_gather(gathers.fields(path)) for path in gathers.values},
+            substitutes={
+                path: read_substitute(substitutes.fields(path)) for path in substitutes.values
+            },
+            attributes={path: read_attributes(attributes.fields(path)) for path in attributes.values},
             builder=None if document.value("builder") is None else document.text("builder"),
             options=document.fields("options").values,
         )
@@ -235,6 +261,8 @@ def architecture_of(
             for path, module in modules.items()
             if isinstance(module, GatheredLinear)
         },
+        substitutes=substitutes_of(model),
+        attributes=attributes_of(model),
         builder=builder,
         options=dict(options or {}),
     )
@@ -255,6 +283,7 @@ def reshape_(model: nn.Module, architecture: Architecture) -> None:
     """
     ungather_(model)
     _check_fits(model, architecture)
+    put_substitutes_(model, architecture.substitutes)
     for path in architecture.gathers:
         _gather_(model, path, architecture)
     sized = [
@@ -273,12 +302,13 @@ def reshape_(model: nn.Module, architecture: Architecture) -> None:
             _regroup_(path, module, architecture.groups.get(path, 1))
     for module, name in sized:
         setattr(module, name, _sizes(module)[name])
+    set_attributes_(model, architecture.attributes)
 
 
 def _check_fits(model: nn.Module, architecture: Architecture) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     gathered = {f"{path}.columns": (len(gather.columns),) for path, gather in architecture.gathers.items()}
-    expected = {**shapes, **gathered}
+    expected = substituted_names({**shapes, **gathered}, architecture.substitutes)
     if set(expected) != set(architecture.shapes):
         odd = sorted(set(expected) ^ set(architecture.shapes))[0]
         side = "model" if odd in expected else "architecture"

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError
 from sparsebayes.groups.tracing import UnitGraph, trace_units
+from sparsebayes.groups.unit_graph import counts_left
+from sparsebayes.layers import HeadAttention, PartialGroupNorm, PartialLayerNorm
 from sparsebayes.prune.architecture import (
     CONVOLUTIONS,
     Architecture,
@@ -37,10 +39,13 @@ from sparsebayes.prune.gather import GatheredLinear, ungather_
 from sparsebayes.prune.liveness import check_graph, kept_indices, living_units
 from sparsebayes.prune.masking import apply_masks_, check_masks
 from sparsebayes.prune.parity import called_modules, check_parity, copied, inputs_for
+from sparsebayes.prune.substitutes import Substitute
 
 __all__ = ["Compaction", "Kept", "Summary", "compact", "cut", "trace_compacted"]
 
 Kept = dict[str, dict[int, Tensor]]
+Counts = Mapping["tuple[str, str, int | None]", int]
+PARTIAL = (PartialLayerNorm, PartialGroupNorm)
 
 
 @dataclass(frozen=True, repr=False)
@@ -217,7 +222,7 @@ def _shrink_(
     alive = _units_per_layer(graph, living)
     kept.update(kept_indices(graph, living))
     gathers = _gather_(kept, small, masks, called)
-    reshape_(small, _target(small, kept, gathers))
+    reshape_(small, _target(small, kept, gathers, counts_left(graph, living)))
     with torch.no_grad():
         for name, tensor in named_tensors(small).items():
             if name in kept:
@@ -272,7 +277,9 @@ def _gather_(
     return gathers
 
 
-def _target(small: nn.Module, kept: Kept, gathers: Mapping[str, Gather]) -> Architecture:
+def _target(
+    small: nn.Module, kept: Kept, gathers: Mapping[str, Gather], counts: Counts
+) -> Architecture:
     """The architecture that remains of a network without gathers."""
     dense = architecture_of(small)
     shapes, dtypes = dict(dense.shapes), dict(dense.dtypes)
@@ -288,13 +295,56 @@ def _target(small: nn.Module, kept: Kept, gathers: Mapping[str, Gather]) -> Arch
     for path, module in small.named_modules():
         if isinstance(module, CONVOLUTIONS) and module.groups != 1:
             groups[path] = _groups_left(path, module, kept)
+    substitutes, attributes = _replaced(small, kept, counts)
     return replace(
         dense,
+        substitutes={**dense.substitutes, **substitutes},
+        attributes=attributes,
         shapes=shapes,
         dtypes=dtypes,
         groups={p: n for p, n in groups.items() if n != 1},
         gathers=gathers,
     )
+
+
+def _replaced(
+    small: nn.Module, kept: Kept, counts: Counts
+) -> tuple[dict[str, Substitute], dict[str, dict[str, int | list[int]]]]:
+    """Layers to replace, since no layer of PyTorch computes what is left of them, and attributes to set."""
+    modules = dict(small.named_modules(remove_duplicate=False))
+    substitutes: dict[str, Substitute] = {}
+    attributes: dict[str, dict[str, int | list[int]]] = {}
+    for (path, name, position), value in counts.items():
+        module = modules[path]
+        kind = _norm_kind(module, path, name, counts)
+        if kind:
+            total = module.total if isinstance(module, PARTIAL) else _width(module)
+            substitutes[path] = Substitute(kind, {"channels": value, "total": total})
+        elif position is None:
+            attributes.setdefault(path, {})[name] = value
+        else:
+            held = attributes.setdefault(path, {}).setdefault(name, list(getattr(module, name)))
+            assert isinstance(held, list)
+            held[position] = value
+    for path, module in modules.items():
+        prefix = f"{path}." if path else ""
+        if HeadAttention.fits(module) and any(name.startswith(prefix) for name in kept):
+            substitutes[path] = Substitute("attention", {})
+    return substitutes, attributes
+
+
+def _norm_kind(module: nn.Module, path: str, attribute: str, counts: Counts) -> str:
+    """Kind of the substitute that a shrunk norm needs; empty where none is needed."""
+    if isinstance(module, (nn.LayerNorm, PartialLayerNorm)) and attribute == "normalized_shape":
+        return "layer_norm"
+    is_group_norm = isinstance(module, (nn.GroupNorm, PartialGroupNorm)) and attribute == "num_channels"
+    # With a group per channel the groups go with the channels.
+    return "group_norm" if is_group_norm and (path, "num_groups", None) not in counts else ""
+
+
+def _width(norm: nn.Module) -> int:
+    assert isinstance(norm, (nn.LayerNorm, nn.GroupNorm))
+    return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.normalized_shape[0]
 
 
 def _groups_left(path: str, module: nn.Module, kept: Kept) -> int:

@@ -97,6 +97,8 @@ def living_units(
     """
     entries = _reduced(graph, masks, shapes)
     reads, owns = _labelled(graph, reads=True), _labelled(graph, reads=False)
+    # The statistics of a norm read their channels, whatever else does.
+    joint = torch.zeros(graph.num_units, dtype=torch.bool) if graph.joint is None else graph.joint.cpu()
     alive = torch.ones(graph.num_units, dtype=torch.bool)
     while True:
         read = torch.zeros(graph.num_units, dtype=torch.bool)
@@ -108,7 +110,7 @@ def living_units(
             for piece in parameter.slices:
                 found = piece.unit[parameter.positions(piece.dim, reaching)]
                 (read if piece.reads else own)[found[found >= 0]] = True
-        unread = reads & ~read
+        unread = reads & ~read & ~joint
         zero = owns & ~own & graph.zero_preserving.cpu()
         survivors = alive & ~unread & ~zero
         if torch.equal(survivors, alive):

@@ -1,0 +1,215 @@
+"""A trial removal: does the model's own code follow when channels go?
+
+The tracer predicts the shape of every activation after a removal. So remove some units at random from a copy of the
+model, export that, and compare both graphs, operation by operation. Where a shape, a position or a factor differs from
+the prediction, or the copy stops, the code there does not adapt in the way that the tracer assumed:
+
+    >>> refuted_lines(model, example, units, train=False)
+    {"/home/me/net.py:31:84"}
+
+No image is computed: the exporter works on shapes alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from sparsebayes.groups.channel_ids import Shadow, core
+from sparsebayes.groups.exporting import Exported, Failure, exported, line_of, step_of
+from sparsebayes.groups.unit_graph import UnitGraph, apply_counts_
+
+__all__ = ["Traced", "has_factors", "refuted_lines"]
+
+# In these operations a number among the arguments is a factor, which must not follow the width.
+_FACTORS = {"add", "sub", "mul", "div", "pow", "rsub", "scaled_dot_product_attention", "full_like"}
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """One exported graph with the shadow of each node."""
+
+    exported: Exported
+    shadows: Mapping[fx.Node, Any]
+    train: bool
+
+    @staticmethod
+    def path(node: fx.Node) -> str:
+        """Path of the innermost module that a node runs in."""
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        return str(stack[-1][0]) if stack else ""
+
+
+def has_factors(one: Exported) -> bool:
+    """Whether numbers enter the arithmetic of a graph, which might be worked out from widths."""
+    return any(_packet(node) in _FACTORS and _numbers(node) for node in one.calls)
+
+
+def refuted_lines(
+    model: nn.Module, example: Tensor, graph: UnitGraph, unit_of_id: Tensor, traced: Sequence[Traced], seed: int
+) -> set[str]:
+    """Lines of code that do not follow a random removal as predicted.
+
+    Args:
+        model: The model that was traced.
+        example: The input that it was traced with.
+        graph: Its units, as the tracer assumes them.
+        unit_of_id: Unit of each channel id, -1 for those that stay.
+        traced: The graphs of each mode with their shadows.
+        seed: Of the choice of units.
+
+    Returns:
+        Lines, as `line_of` writes them; empty if the code agrees.
+    """
+    alive = _some_units(graph, seed)
+    living = torch.cat([alive, torch.ones(1, dtype=torch.bool)])[unit_of_id].numpy()
+    small = _smaller(model, graph, alive)
+    refuted: set[str] = set()
+    for one in traced:
+        result = exported(small, example, train=one.train)
+        if isinstance(result, Failure):
+            refuted.add(_culprit(one, result, living))
+        else:
+            refuted |= _differences(one, result, living)
+    return refuted
+
+
+def _some_units(graph: UnitGraph, seed: int) -> Tensor:
+    """Which units stay: each with probability 0.6, and of each layer at least one stays and one goes."""
+    generator = torch.Generator().manual_seed(seed)
+    alive = torch.rand(graph.num_units, generator=generator) < 0.6
+    for layer in range(len(graph.layers)):
+        members = (graph.layer_index == layer).nonzero().flatten()
+        if len(members) > 1:
+            members = members[torch.randperm(len(members), generator=generator)]
+            alive[members[0]], alive[members[1]] = True, False
+        else:
+            alive[members] = True
+    return alive
+
+
+def _smaller(model: nn.Module, graph: UnitGraph, alive: Tensor) -> nn.Module:
+    """A copy with tensors of the smaller shapes, without values; all other tensors are shared."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    for piece in (*graph.slices, *graph.buffers):
+        shapes[piece.parameter][piece.dim] = int(_stay(piece.unit, alive).sum())
+    memo: dict[int, Any] = {}
+    for name, tensor in tensors.items():
+        other = tensor
+        if list(tensor.shape) != shapes[name]:
+            empty = torch.empty(shapes[name], dtype=tensor.dtype, device=tensor.device)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            other = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+        memo[id(tensor)] = other
+    small = copy.deepcopy(model, memo)
+    for module in small.modules():
+        _resize_(module)
+    apply_counts_(small, graph, alive)
+    return small
+
+
+def _resize_(module: nn.Module) -> None:
+    """Attributes that the forward of a layer of PyTorch reads besides its tensors."""
+    if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
+        depthwise = module.groups == module.in_channels
+        if depthwise:
+            rows = module.weight.shape[0]
+            module.groups = rows if module.transposed else rows * module.in_channels // module.out_channels
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        sized = module.weight if module.weight is not None else module.running_mean
+        module.num_features = module.num_features if sized is None else len(sized)
+
+
+def _stay(unit: Tensor, alive: Tensor) -> Tensor:
+    return torch.cat([alive, torch.ones(1, dtype=torch.bool)])[unit]
+
+
+def _culprit(one: Traced, failure: Failure, living: NDArray[np.bool_]) -> str:
+    """The first line whose result differed from the prediction before the copy stopped, else where it stopped."""
+    shapes = {
+        step_of(node): _shape(one.shadows[node], living)
+        for node in one.exported.calls
+        if isinstance(one.shadows.get(node), Shadow)
+    }
+    for number, (old, new) in enumerate(zip(one.exported.steps, failure.steps, strict=False)):
+        if (old.name, old.line) != (new.name, new.line):
+            return old.line
+        if new.shape is not None and number in shapes and shapes[number] != new.shape:
+            return new.line
+    return failure.steps[-1].line if failure.steps else ""
+
+
+def _differences(one: Traced, small: Exported, living: NDArray[np.bool_]) -> set[str]:
+    """Lines of the operations whose results differ from the prediction although their arguments do not."""
+    before, after = one.exported.calls, small.calls
+    if [node.target for node in before] != [node.target for node in after]:
+        pairs = zip(before, after, strict=False)
+        first = next((old for old, new in pairs if old.target != new.target), before[-1])
+        return {line_of(first)}
+    wrong: set[fx.Node] = set()
+    refuted: set[str] = set()
+    for old, new in zip(before, after, strict=True):
+        agrees = _agrees(one, old, new, living)
+        if not agrees:
+            wrong.add(old)
+            if not any(node in wrong for node in old.all_input_nodes):
+                refuted.add(line_of(old))
+    return refuted
+
+
+def _agrees(one: Traced, old: fx.Node, new: fx.Node, living: NDArray[np.bool_]) -> bool:
+    shadow = one.shadows.get(old)
+    pairs = [(shadow, new.meta.get("val"))]
+    if isinstance(shadow, list):
+        values = new.meta.get("val")
+        if not isinstance(values, (list, tuple)) or len(values) < len(shadow):
+            return False
+        pairs = list(zip(shadow, values, strict=False))
+    for predicted, value in pairs:
+        if isinstance(predicted, Shadow) and isinstance(value, Tensor):
+            if _shape(predicted, living) != tuple(value.shape):
+                return False
+    packet = _packet(old)
+    if packet in _FACTORS and _numbers(old) != _numbers(new):
+        return False
+    return packet != "slice" or _starts(one, old, living) == new.args[2:3]
+
+
+def _shape(shadow: Shadow, living: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Shape of an activation after the removal."""
+    ids = core(shadow.ids)
+    stays = living[ids.numpy()]
+    sizes = []
+    for dim, size in enumerate(shadow.shape):
+        if ids.shape[dim] == 1:
+            sizes.append(size)
+        else:
+            others = tuple(other for other in range(ids.ndim) if other != dim)
+            sizes.append(int(stays.any(axis=others).sum()))
+    return tuple(sizes)
+
+
+def _starts(one: Traced, node: fx.Node, living: NDArray[np.bool_]) -> tuple[Any, ...]:
+    """Where a slice begins after the removal: as many channels further on as stay in front of it."""
+    source, start = one.shadows.get(node.args[0]), node.args[2:3]  # type: ignore[call-overload]
+    if not start or not isinstance(source, Shadow) or not isinstance(start[0], int) or start[0] <= 0:
+        return start
+    dim = int(node.args[1]) % len(source.shape)  # type: ignore[arg-type]
+    before = Shadow(source.ids.narrow(dim, 0, min(start[0], source.shape[dim])), source.zero)
+    return (_shape(before, living)[dim],)
+
+
+def _packet(node: fx.Node) -> str:
+    return str(getattr(getattr(node.target, "overloadpacket", None), "__name__", "")).rstrip("_")
+
+
+def _numbers(node: fx.Node) -> list[float]:
+    return [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, (int, float))]
