@@ -24,6 +24,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from sparsebayes.curvature.adjoint import convolve, gains
 from sparsebayes.curvature.layers import Call, ConvCall, LinearCall, NormCall
 from sparsebayes.curvature.scaling import Scaling, is_made_of, scale
 from sparsebayes.errors import ModelError
@@ -81,7 +82,7 @@ class Capture(TorchFunctionMode):
                 return self._linear(*args, **keywords)
             if func in _CONVOLUTIONS:
                 return self._conv(func, *args, **keywords)
-            if self._switches and func in _PRODUCTS and len(args) == 2 and not keywords:
+            if self._switches and func in _PRODUCTS and len(args) == 2 and not keywords and not _recomputed():
                 return self._product(func, *args)
         return func(*args, **keywords)
 
@@ -138,12 +139,16 @@ class Capture(TorchFunctionMode):
             return run(input)
         kernel = weight.shape[2:]
         dilations = _per_dim(dilation, len(kernel))
-        geometry = {
+        geometry: dict[str, Any] = {
             "stride": _per_dim(stride, len(kernel)),
             "padding": _paddings(padding, kernel, dilations),
             "dilation": dilations,
             "groups": groups,
         }
+        frozen = not weight.requires_grad and not (bias is not None and bias.requires_grad)
+        here = frozen and not _recomputed()
+        if here and gains(input, weight, geometry["stride"], geometry["padding"], dilations):
+            return convolve(input, weight, bias, geometry["padding"], dilations, groups)
         return self._record(ConvCall, run, input, weight, bias, geometry)
 
     def _batch_norm(
@@ -227,6 +232,11 @@ class Capture(TorchFunctionMode):
 
 _CONVOLUTIONS = frozenset({conv1d, conv2d, conv3d})
 _PRODUCTS = frozenset({torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__})
+
+
+def _recomputed() -> bool:
+    """Whether what runs now may be run again in the backward pass, unseen, and must then save the same tensors."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _spreads(shape: torch.Size, target: torch.Size) -> bool:
