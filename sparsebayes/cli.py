@@ -190,9 +190,14 @@ def _missed_budget(folder: Path) -> str:
     budget = json.loads((folder / "report.json").read_text(encoding="utf-8")).get("budget")
     if budget is None or budget["met"]:
         return ""
+    missed = [
+        f"{limit['kind']} {limit['reached']:,g} instead of {limit['limit']:,g}"
+        for limit in budget["limits"]
+        if not limit["met"]
+    ]
     return (
-        f"the budget of {budget['limit']:g} {budget['kind']} is not met: the smallest network that was found has "
-        f"{budget['reached']:g}, and is exported; raise train.cycles.count, train.cycles.shrink or prune.max_removal"
+        f"the budget is not met, and the closest network is exported: {', '.join(missed)}; "
+        "raise train.cycles.count, train.cycles.shrink or prune.max_removal"
     )
 
 

@@ -142,9 +142,10 @@ class PriorSection(_Section):
         description="Nats of evidence that a group must be worth to stay; auto: the smallest network whose "
         "held-out loss is within one standard error of the best.",
     )
-    price: Literal["none", "params", "macs"] = Field(
+    price: Literal["none", "params", "macs", "budget"] = Field(
         default="none",
-        description="What multiplies a group's strength: nothing, or what it costs against the mean group.",
+        description="What multiplies a group's strength: nothing, or what it costs against the mean group; budget: in "
+        "the unit of the limit that the network exceeds most.",
     )
 
 
@@ -235,7 +236,7 @@ class TrainSection(_Section):
 
 
 class Budget(_Section):
-    """How large or how slow the chosen network may be: one share of the dense network, or a time."""
+    """How large or how slow the chosen network may be: shares of the dense network, and a time; all must be met."""
 
     params: float | None = Field(default=None, gt=0, le=1, description="Share of the parameters.")
     macs: float | None = Field(default=None, gt=0, le=1, description="Share of the multiply-accumulates.")
@@ -247,17 +248,13 @@ class Budget(_Section):
     )
 
 
-def _one_budget(value: Any) -> Any:
-    """Refuse a budget that names several limits, or none."""
+def _some_budget(value: Any) -> Any:
+    """Refuse a budget that names no limit."""
     if isinstance(value, dict) and not value.keys() - Budget.model_fields.keys():
-        named = [key for key, limit in value.items() if limit is not None]
-        if len(named) != 1:
-            came = (
-                f"{' and '.join(named)}; set all but one to null"
-                if named
-                else "none; write budget: null for none"
+        if all(limit is None for limit in value.values()):
+            raise ValueError(
+                "expected at least one of params, macs and latency_ms, got none; write budget: null for none"
             )
-            raise ValueError(f"expected exactly one of params, macs and latency_ms, got {came}")
     return value
 
 
@@ -284,10 +281,11 @@ class PruneSection(_Section):
         description="Training images by which the statistics of batch norms are estimated anew after a removal; "
         "0: they stay as they are.",
     )
-    budget: Annotated[Budget | None, BeforeValidator(_one_budget)] = Field(
+    budget: Annotated[Budget | None, BeforeValidator(_some_budget)] = Field(
         default=None,
-        description="Size of the chosen network as a share of the dense one, or its latency; null: held-out loss "
-        "decides. Where it cannot be met, the closest network is exported and the command's exit status is 3.",
+        description="Size of the chosen network as a share of the dense one, its latency, or several of these; null: "
+        "held-out loss decides. Where it cannot be met, the closest network is exported and the command's exit "
+        "status is 3.",
     )
     score: Literal["evidence", "magnitude", "taylor", "random"] = Field(
         default="evidence",

@@ -43,6 +43,9 @@ def _model(model: ModelSection) -> str:
 def _budget(budget: Budget | None) -> str:
     if budget is None:
         return "none"
-    if budget.latency_ms is not None:
-        return f"{budget.latency_ms:g} ms"
-    return f"{budget.params:g} of params" if budget.params is not None else f"{budget.macs:g} of MACs"
+    limits = (
+        (budget.params, "{:g} of params"),
+        (budget.macs, "{:g} of MACs"),
+        (budget.latency_ms, "{:g} ms"),
+    )
+    return " and ".join(text.format(limit) for limit, text in limits if limit is not None)

@@ -1,9 +1,10 @@
-"""What the removal cycles aim at: a share of the dense network's parameters or MACs, or a measured latency.
+"""What the removal cycles aim at: shares of the dense network's parameters and MACs, and a measured latency.
 
 Parameters and MACs of a selection are known before it is made, so a cycle can aim at them. Latency is not: a cycle aims
 at the MACs that the last measurement predicts (latency proportional to MACs), measures the network that came out in
 onnxruntime, and so on until it is fast enough. Small networks are slower than their MACs say, so that the prediction is
-approached from above and the result is not smaller than it has to be.
+approached from above and the result is not smaller than it has to be. Of several limits, a cycle works on the one that
+the network exceeds most.
 
     >>> goal = Goal("latency_ms", 2.0)
     >>> goal.target(present=8e6, latency_ms=4.0, shrink=0.25)         # a cycle goes a quarter of the way at most
@@ -15,6 +16,7 @@ approached from above and the result is not smaller than it has to be.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsebayes.export import export_onnx, latency_ms
-from sparsebayes.prune.pricing import entry_costs, present_cost
+from sparsebayes.prune.pricing import EntryCosts, entry_costs, present_cost
 from sparsebayes.recipe.schema import Recipe
 from sparsebayes.train.front import Point
 
-__all__ = ["Goal", "budget_outcome", "goal_of", "network_latency_ms"]
+__all__ = ["Aim", "Goal", "budget_outcome", "goals_of", "network_latency_ms", "next_aim"]
 
 AIM = 0.97
 """Share of a latency limit that a cycle aims at, so that noise does not cost another one."""
@@ -63,6 +65,11 @@ class Goal:
             return latency_ms is not None and latency_ms <= self.limit
         return present <= self.limit
 
+    def excess(self, present: float, latency_ms: float | None) -> float:
+        """How many times the limit a network is; infinite without a limit. Arguments as in `is_met`."""
+        value = latency_ms if self.kind == "latency_ms" else present
+        return float("inf") if value is None or self.limit == 0 else value / self.limit
+
     def target(self, *, present: float, latency_ms: float | None, shrink: float) -> float:
         """Cost that the next cycle aims at, in `unit`.
 
@@ -78,8 +85,8 @@ class Goal:
         return max(present * (1 - shrink), goal)
 
 
-def goal_of(recipe: Recipe, dense: Point) -> Goal:
-    """The goal of a recipe's budget; without one, costs are counted in the price's unit, else in parameters.
+def goals_of(recipe: Recipe, dense: Point) -> tuple[Goal, ...]:
+    """The limits of a recipe's budget; without one, a goal without a limit, in the price's unit or in parameters.
 
     Args:
         recipe: Its budget and its price.
@@ -87,12 +94,58 @@ def goal_of(recipe: Recipe, dense: Point) -> Goal:
     """
     budget, price = recipe.prune.budget, recipe.prior.price
     if budget is None:
-        return Goal("params" if price == "none" else price, 0.0)
-    if budget.params is not None:
-        return Goal("params", budget.params * dense.params)
-    if budget.macs is not None:
-        return Goal("macs", budget.macs * dense.macs)
-    return Goal("latency_ms", budget.latency_ms or 0.0)
+        return (Goal("macs" if price == "macs" else "params", 0.0),)
+    limits = {
+        "params": (budget.params or 0.0) * dense.params,
+        "macs": (budget.macs or 0.0) * dense.macs,
+        "latency_ms": budget.latency_ms or 0.0,
+    }
+    return tuple(Goal(kind, limit) for kind, limit in limits.items() if limit > 0)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What one cycle works towards.
+
+    Attributes:
+        costs: Cost of the network's entries, in the unit that the cycle counts in.
+        target: Cost that the network should have after it.
+    """
+
+    costs: EntryCosts
+    target: float
+
+
+def next_aim(
+    goals: Sequence[Goal],
+    model: nn.Module,
+    example: Tensor,
+    masks: Mapping[str, Tensor],
+    *,
+    latency_ms: float | None,
+    shrink: float,
+) -> Aim | None:
+    """What the next cycle works towards: the goal that the network misses by the largest factor.
+
+    Args:
+        goals: Those of the recipe.
+        model: The network as it is.
+        example: One input.
+        masks: Entries of it that are held at zero, and cost nothing.
+        latency_ms: Its latency, if it was measured.
+        shrink: Largest share of what is left that one cycle removes.
+
+    Returns:
+        None once all goals are met.
+    """
+    aims: list[tuple[float, Aim]] = []
+    for goal in goals:
+        costs = entry_costs(model, example, goal.unit)
+        present = present_cost(costs, masks)
+        if not goal.is_met(present, latency_ms):
+            target = goal.target(present=present, latency_ms=latency_ms, shrink=shrink)
+            aims.append((goal.excess(present, latency_ms), Aim(costs, target)))
+    return max(aims, key=lambda pair: pair[0])[1] if aims else None
 
 
 def network_latency_ms(model: nn.Module, example: Tensor, *, legacy: bool = False) -> float:
@@ -112,9 +165,14 @@ def network_latency_ms(model: nn.Module, example: Tensor, *, legacy: bool = Fals
 
 
 def budget_outcome(
-    recipe: Recipe, dense: Point, chosen: Point, model: nn.Module, example: Tensor, masks: dict[str, Tensor]
+    recipe: Recipe,
+    dense: Point,
+    chosen: Point,
+    model: nn.Module,
+    example: Tensor,
+    masks: Mapping[str, Tensor],
 ) -> dict[str, Any] | None:
-    """What report.json says of the budget: kind, limit, what was reached, and whether that is within the limit.
+    """What report.json says of the budget: each limit with what was reached, and whether all are met.
 
     Args:
         recipe: What was asked for.
@@ -125,16 +183,14 @@ def budget_outcome(
         masks: Entries of that network that are held at zero, and cost nothing.
 
     Returns:
-        None for a recipe without a budget. Limit and value are counts, or milliseconds.
+        None for a recipe without a budget. Limits and values are counts, or milliseconds.
     """
     if recipe.prune.budget is None:
         return None
-    goal = goal_of(recipe, dense)
-    present = present_cost(entry_costs(model, example, goal.unit), masks)
-    reached = chosen.latency_ms if goal.kind == "latency_ms" else present
-    return {
-        "kind": goal.kind,
-        "limit": goal.limit,
-        "reached": reached,
-        "met": goal.is_met(present, chosen.latency_ms),
-    }
+    limits = []
+    for goal in goals_of(recipe, dense):
+        present = present_cost(entry_costs(model, example, goal.unit), masks)
+        reached = chosen.latency_ms if goal.kind == "latency_ms" else present
+        met = goal.is_met(present, chosen.latency_ms)
+        limits.append({"kind": goal.kind, "limit": goal.limit, "reached": reached, "met": met})
+    return {"met": all(limit["met"] for limit in limits), "limits": limits}

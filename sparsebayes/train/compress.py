@@ -26,11 +26,10 @@ from sparsebayes.groups import Grouping
 from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.masking import Masks
-from sparsebayes.prune.pricing import entry_costs, present_cost
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe
 from sparsebayes.train.batch_norm import reestimate_
-from sparsebayes.train.budget import goal_of, network_latency_ms
+from sparsebayes.train.budget import goals_of, network_latency_ms, next_aim
 from sparsebayes.train.checkpoint import read_checkpoint, write_atomically, write_checkpoint
 from sparsebayes.train.evaluation import Evaluation, logits_table
 from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
@@ -137,11 +136,17 @@ class Compressor:
         """Shrink until the budget, the strength, the band or the number of cycles says stop."""
         recipe = self.recipe
         model, lineage = self.network(self.points[-1].point)
-        goal = goal_of(recipe, self.points[0])
+        goals = goals_of(recipe, self.points[0])
         while True:
-            costs = entry_costs(model, self.loaders.example, goal.unit)
-            left, latency = present_cost(costs, lineage.masks), self.points[-1].latency_ms
-            if goal.is_met(left, latency):
+            aim = next_aim(
+                goals,
+                model,
+                self.loaders.example,
+                lineage.masks,
+                latency_ms=self.points[-1].latency_ms,
+                shrink=recipe.train.cycles.shrink,
+            )
+            if aim is None:
                 return
             if len(self.points) > recipe.train.cycles.count or self._explored():
                 break
@@ -153,8 +158,8 @@ class Compressor:
                 self._dense_grouping(),
                 self.loaders.plain,
                 self.loaders.example,
-                costs=costs,
-                target=goal.target(present=left, latency_ms=latency, shrink=recipe.train.cycles.shrink),
+                costs=aim.costs,
+                target=aim.target,
                 number=number,
             )
             if removal is None:
@@ -174,7 +179,7 @@ class Compressor:
             )
             result = self._fit(model, phase, lineage.masks)
             self._add_point(model, lineage, result, removal.selection)
-        if goal.limit > 0:
+        if recipe.prune.budget is not None:
             self._reporter.line(
                 "the budget is not reached; raise train.cycles.count, shrink or prune.max_removal"
             )

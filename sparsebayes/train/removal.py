@@ -107,7 +107,7 @@ def remove(
         seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
     )
     sparse.masks = Masks(lineage.masks) if lineage.masks else None
-    score = _score(recipe, sparse, images, example, number)
+    score = _score(recipe, sparse, images, example, costs, number)
     # Scores of the baselines only order the groups: a strength in nats means nothing to them.
     is_evidence = recipe.prune.score == "evidence"
     strength = recipe.prior.strength if is_evidence else "auto"
@@ -136,8 +136,10 @@ def needs_graph(grouping: Grouping) -> bool:
     return grouping.num_groups < int(grouping.sizes().sum())
 
 
-def _score(recipe: Recipe, sparse: SparseModel, images: Loader, example: Tensor, number: int) -> Tensor:
-    """Score of every group, of shape ``[G]``."""
+def _score(
+    recipe: Recipe, sparse: SparseModel, images: Loader, example: Tensor, costs: EntryCosts, number: int
+) -> Tensor:
+    """Score of every group, of shape ``[G]``; `costs` are the prices where the budget names them."""
     images.reseed_(derive_seed(recipe.seed, "curvature images", number))
     kind, curvature = recipe.prune.score, recipe.curvature
     if kind == "magnitude":
@@ -148,7 +150,9 @@ def _score(recipe: Recipe, sparse: SparseModel, images: Loader, example: Tensor,
         count = -(-curvature.num_images // images.batch_size)
         return taylor_score(sparse.model, sparse.grouping, islice(images, count))
     prices = None
-    if recipe.prior.price != "none":
+    if recipe.prior.price == "budget":
+        prices = group_prices(sparse.grouping, costs)
+    elif recipe.prior.price != "none":
         prices = group_prices(sparse.grouping, entry_costs(sparse.model, example, recipe.prior.price))
     if recipe.prior.joint:
         rows = gate_rows(

@@ -68,9 +68,7 @@ def results(
         "processor": machine_hardware(),
         "threads": torch.get_num_threads(),
     }
-    outcome = budget_outcome(
-        recipe, compressor.points[0], chosen, compact, loaders.example, dict(lineage.masks)
-    )
+    outcome = budget_outcome(recipe, compressor.points[0], chosen, compact, loaders.example, lineage.masks)
     report.update(
         budget=outcome,
         widths=_widths(dense, compact),

@@ -66,6 +66,10 @@ def run_recipe(
             f"prior.joint judges switches by evidence, but scale is {prior.scale} and rule is {prior.rule}; "
             "set prior.joint to false, or the other two to switches and evidence"
         )
+    if prior.price == "budget" and recipe.prune.budget is None:
+        raise RecipeError(
+            "prior.price is budget, but the recipe has none; set prune.budget, or prior.price to params or macs"
+        )
     device = resolve_device(recipe.device)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)

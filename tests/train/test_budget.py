@@ -14,9 +14,10 @@ from torch import nn
 
 from sparsebayes.cli import BUDGET_MISSED, main
 from sparsebayes.cost import cost
+from sparsebayes.errors import RecipeError
 from sparsebayes.recipe import Recipe, load_recipe
 from sparsebayes.train import compress
-from sparsebayes.train.budget import Goal, goal_of, network_latency_ms
+from sparsebayes.train.budget import Goal, goals_of, network_latency_ms, next_aim
 from sparsebayes.train.front import Point, read_front
 from sparsebayes.train.run import run_recipe
 
@@ -81,7 +82,7 @@ def recipe(*changes: str) -> Recipe:
 def test_the_goal_is_what_the_recipe_says(
     changes: tuple[str, ...], kind: str, limit: float, unit: str
 ) -> None:
-    goal = goal_of(recipe(*changes), DENSE)
+    [goal] = goals_of(recipe(*changes), DENSE)
     assert (goal.kind, goal.limit, goal.unit) == (kind, limit, unit)
 
 
@@ -117,6 +118,40 @@ def test_latency_loops_reach_an_affine_truth_from_above() -> None:
     assert len(visited) < 15
 
 
+def test_the_limit_that_is_exceeded_most_comes_first() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.Flatten(), nn.Linear(4 * 36, 3, bias=False))
+    example = torch.zeros(1, 1, 8, 8)  # 36 + 432 parameters, 36 * 36 + 432 MACs
+
+    def aim(params: float, macs: float) -> tuple[str, float] | None:
+        goals = (Goal("params", params), Goal("macs", macs))
+        found = next_aim(goals, model, example, {}, latency_ms=None, shrink=0.5)
+        return None if found is None else (found.costs.kind, found.target)
+
+    assert aim(400, 500) == ("macs", 1728 / 2)
+    assert aim(100, 1000) == ("params", 234)
+    assert aim(400, 1728) == ("params", 400)
+    assert aim(468, 1728) is None
+    keep_half = {"2.weight": torch.arange(432).reshape(3, 144) % 2 == 0}
+    found = next_aim((Goal("params", 252),), model, example, keep_half, latency_ms=None, shrink=0.5)
+    assert found is None
+
+
+@pytest.mark.parametrize("price", ["none", "budget"])
+def test_several_limits_are_all_met(price: str, tmp_path: Path) -> None:
+    changes = ("prune.budget={params: 0.3, macs: 0.4}", f"prior.price={price}", "train.cycles.count=8")
+    report = json.loads(
+        (run_recipe(recipe(*changes), out=tmp_path / "run", quiet=True) / "report.json").read_text()
+    )
+    assert report["compact"]["params"] <= 0.3 * report["dense"]["params"]
+    assert report["compact"]["macs"] <= 0.4 * report["dense"]["macs"]
+    assert [limit["kind"] for limit in report["budget"]["limits"]] == ["params", "macs"]
+
+
+def test_a_price_without_a_budget_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"prior\.price is budget, but the recipe has none"):
+        run_recipe(recipe("prior.price=budget"), out=Path("run"), quiet=True)
+
+
 def test_networks_are_measured_in_onnxruntime() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     assert 0 < network_latency_ms(model, torch.zeros(1, 3, 2, 2), legacy=True) < 1000
@@ -136,7 +171,8 @@ def test_a_latency_budget_measures_every_point(tmp_path: Path, monkeypatch: pyte
     assert 0.5 < points[-1].latency_ms <= 1.0
     assert points[-1].chosen
     budget = json.loads((folder / "report.json").read_text())["budget"]
-    assert budget == {"kind": "latency_ms", "limit": 1.0, "reached": points[-1].latency_ms, "met": True}
+    limit = {"kind": "latency_ms", "limit": 1.0, "reached": points[-1].latency_ms, "met": True}
+    assert budget == {"met": True, "limits": [limit]}
 
 
 @pytest.mark.parametrize(("cycles", "met"), [(1, False), (4, True)])
@@ -147,11 +183,14 @@ def test_a_missed_budget_is_said_and_its_status_differs(cycles: int, met: bool, 
     )
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["budget"]["met"] == met
-    assert report["budget"]["reached"] == report["compact"]["params"]
-    assert report["budget"]["limit"] == pytest.approx(0.2 * report["dense"]["params"])
+    [limit] = report["budget"]["limits"]
+    assert limit["reached"] == report["compact"]["params"]
+    assert limit["limit"] == pytest.approx(0.2 * report["dense"]["params"])
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert result.exit_code == (0 if met else BUDGET_MISSED)
-    sentence = "the budget of 1071.6 params is not met: the smallest network that was found has"
+    sentence = (
+        f"closest network is exported: params {report['compact']['params']:,g} instead of 1,071.6; raise"
+    )
     assert (sentence in result.stderr) == (not met)
 
 
