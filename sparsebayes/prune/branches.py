@@ -17,7 +17,6 @@ parameters), one unit of each layer stays, as zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +24,11 @@ from torch import Tensor, nn
 
 from sparsebayes.groups.scope import owner
 from sparsebayes.groups.tracing import UnitGraph
-from sparsebayes.prune.parity import copied
+from sparsebayes.prune.observing import BATCH_NORMS, Seen, norm_behind, observe
 from sparsebayes.prune.substitutes import Substitute
 
 __all__ = ["DeadBranches", "dead_branches", "emptied_layers", "with_one_unit_each"]
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -45,23 +43,6 @@ class DeadBranches:
 
     substitutes: dict[str, Substitute]
     values: dict[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """What a run of the masked network showed of one layer.
-
-    Args:
-        calls: how often it was called.
-        source: the very tensor that it took.
-        result: the very tensor that it gave.
-        value: a copy of the result, made at once: what follows may change it in place.
-    """
-
-    calls: int
-    source: Tensor
-    result: Tensor
-    value: Tensor
 
 
 def emptied_layers(graph: UnitGraph, living: Tensor) -> list[str]:
@@ -101,7 +82,7 @@ def dead_branches(
     layers = dict(masked.named_modules())
     if not readers or any(not _replaceable(layers.get(path)) for path in producers | readers):
         return None
-    seen = _run(masked, producers | readers, example)
+    seen = observe(masked, producers | readers, example)
     substitutes: dict[str, Substitute] = {}
     values: dict[str, Tensor] = {}
     for path in sorted(producers | readers):
@@ -113,7 +94,7 @@ def dead_branches(
         if path in producers:
             continue
         result, place = seen[path].value, path
-        norm = _norm_behind(layers, seen, path) if fold else None
+        norm = norm_behind(layers, seen, path) if fold else None
         if norm is not None:
             result, place, stride = seen[norm].value, norm, ()
         value = _per_channel(result, dim)
@@ -137,32 +118,12 @@ def _emptied_modules(graph: UnitGraph, living: Tensor) -> tuple[set[str], set[st
 
 
 def _replaceable(layer: nn.Module | None) -> bool:
-    return isinstance(layer, (*_CONVOLUTIONS, nn.Linear, *_BATCH_NORMS, nn.PReLU)) and type(
+    return isinstance(layer, (*_CONVOLUTIONS, nn.Linear, *BATCH_NORMS, nn.PReLU)) and type(
         layer
     ).__module__.startswith("torch.nn.")
 
 
-def _run(masked: nn.Module, paths: set[str], example: Tensor) -> dict[str, _Seen]:
-    """Run the network once, and note what the chosen layers and all batch norms took and gave."""
-    trial = copied(masked).eval()
-    seen: dict[str, _Seen] = {}
-
-    def note(path: str) -> Callable[[nn.Module, Sequence[Tensor], Tensor], None]:
-        def hook(_module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> None:
-            calls = seen[path].calls + 1 if path in seen else 1
-            seen[path] = _Seen(calls, inputs[0], output, output.clone())
-
-        return hook
-
-    for path, module in trial.named_modules():
-        if path in paths or isinstance(module, _BATCH_NORMS):
-            module.register_forward_hook(note(path))
-    with torch.no_grad():
-        trial(example)
-    return seen
-
-
-def _stride(layer: nn.Module, seen: _Seen | None) -> tuple[int, ...] | None:
+def _stride(layer: nn.Module, seen: Seen | None) -> tuple[int, ...] | None:
     """The stride of a layer; None if it is not called once, or changes sizes in another way than by a stride."""
     if seen is None or seen.calls != 1:
         return None
@@ -175,19 +136,6 @@ def _stride(layer: nn.Module, seen: _Seen | None) -> tuple[int, ...] | None:
         for padding, dilation, kernel in zip(layer.padding, layer.dilation, layer.kernel_size, strict=True)
     )
     return tuple(layer.stride) if same else None
-
-
-def _norm_behind(layers: dict[str, nn.Module], seen: dict[str, _Seen], path: str) -> str | None:
-    """The batch norm that takes the result of a layer."""
-    result = seen[path].result
-    return next(
-        (
-            other
-            for other, one in seen.items()
-            if one.source is result and one.calls == 1 and isinstance(layers[other], _BATCH_NORMS)
-        ),
-        None,
-    )
 
 
 def _per_channel(result: Tensor, dim: int) -> Tensor | None:

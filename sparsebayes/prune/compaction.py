@@ -36,6 +36,7 @@ from sparsebayes.prune.architecture import (
     reshape_,
 )
 from sparsebayes.prune.branches import DeadBranches, dead_branches, emptied_layers, with_one_unit_each
+from sparsebayes.prune.constants import fold_constants_
 from sparsebayes.prune.gather import GatheredLinear, ungather_
 from sparsebayes.prune.liveness import check_graph, kept_indices, living_units
 from sparsebayes.prune.masking import apply_masks_, check_masks
@@ -225,6 +226,7 @@ def _shrunk(
     """Cut everything dead out of a network without gathers, and compare; see `Compaction` for what comes back."""
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(dense).items()}
     check_graph(graph, shapes)
+    masks = fold_constants_(dense, graph, masks, inputs[0])
     living = living_units(graph, masks, shapes)
     emptied = emptied_layers(graph, living)
     plans: list[DeadBranches | None] = [None]
