@@ -18,6 +18,7 @@ __all__ = ["propagate"]
 
 # Operations without a result that matters.
 _CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size"}
+_OWN_CODE = "the model's forward works sizes out of their number"
 _SPLITS = {"reshape", "view", "unflatten", "_unsafe_view"}
 _PRODUCTS = {"scaled_dot_product_attention", "matmul", "bmm", "einsum"}
 _MOVES = {
@@ -79,14 +80,17 @@ def _needed(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _freeze(trace: Trace, node: fx.Node, values: dict[fx.Node, Any], frozen: Collection[str]) -> None:
+    """Let everything stay that a node of a frozen module, or of one within it, works on."""
     path = _module(node)
-    if any(path == one or (one and path.startswith(f"{one}.")) for one in frozen):
-        where = repr(path) if path else "the model's forward"
-        reason = f"the code of {where} works sizes out of their number"
-        for other in (node, *node.all_input_nodes):
-            for value in _tensors(values.get(other)):
-                if isinstance(value, Shadow):
-                    trace.fix(value.ids, reason)
+    around = [one for one in frozen if path == one or (one and path.startswith(f"{one}."))]
+    if not around:
+        return
+    where = min(around, key=len)
+    reason = f"the code of {where!r} works sizes out of their number" if where else _OWN_CODE
+    for other in (node, *node.all_input_nodes):
+        for value in _tensors(values.get(other)):
+            if isinstance(value, Shadow):
+                trace.fix(value.ids, reason)
 
 
 def _module(node: fx.Node) -> str:

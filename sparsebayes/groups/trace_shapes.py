@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace
 from sparsebayes.groups.trace_layers import Call, Result, fix_all, shadow_of
-from sparsebayes.groups.written_sizes import Attribute, assumed_reading, attributes_for, follow
+from sparsebayes.groups.written_sizes import Attribute, assumed_reading, attributes_for, follow, in_order
 
 __all__ = ["chunk", "cut", "expand", "glu", "join", "move", "pad", "pixel_shuffle", "pixel_unshuffle", "reshape", "roll"]
 
@@ -74,7 +74,7 @@ def reshape(trace: Trace, call: Call) -> Result:
     readings: list[tuple[int, tuple[Attribute, ...]]] = []
     for dim in carriers:
         ways = [] if dim == inferred else attributes_for(call, [call.shape[dim]])
-        readings += [(dim, ()), *((dim, way) for way in ways)]
+        readings += in_order(call, [(dim, ())], [(dim, way) for way in ways])
     reading = assumed_reading(trace, call, readings)
     if reading is None:
         size = call.shape[after[0]]
@@ -148,9 +148,11 @@ def cut(trace: Trace, call: Call) -> Result:
     if varying != [dim] or bounds is None:
         return fix_all(trace, call, reason)
     line = _line(x.ids, dim)
-    readings: list[tuple[int, tuple[Attribute, ...]]] = [(1, ())]
-    readings += [(1, way) for way in attributes_for(call, [stop - start for start, stop in sizes])]
-    readings += [(n, ()) for n in (2, 3, 4) if all(bound * n % len(line) == 0 for bound in bounds)][:1]
+    ways = attributes_for(call, [stop - start for start, stop in sizes])
+    readings: list[tuple[int, tuple[Attribute, ...]]] = in_order(call, [(1, ())], [(1, way) for way in ways])
+    # Equal parts, of which each must be able to lose something: a part of one channel could only vanish.
+    parts = [n for n in (2, 3, 4) if len(line) // n > 1 and all(bound * n % len(line) == 0 for bound in bounds)]
+    readings += [(n, ()) for n in parts[:1]]
     reading = assumed_reading(trace, call, readings) if call.op != "select" else None
     if reading is None:
         for bound in bounds:
@@ -158,8 +160,8 @@ def cut(trace: Trace, call: Call) -> Result:
         if call.op in ("split_with_sizes", "unsafe_split_with_sizes"):
             trace.fix(line, reason)  # the sizes must add up to the whole
         return move(trace, call)
-    parts, attributes = reading
-    _tie_parts(trace, x, dim, parts, call.place)
+    count, attributes = reading
+    _tie_parts(trace, x, dim, count, call.place)
     follow(trace, attributes, [line[start:stop] for start, stop in sizes[: len(attributes)]])
     return move(trace, call)
 

@@ -35,6 +35,7 @@ __all__ = ["Slice", "UnitGraph", "trace_units"]
 
 # Each round refutes at least one reading of a line, or freezes a module.
 MAX_ROUNDS = 40
+FEW_UNITS = 500
 
 
 def trace_units(model: nn.Module, example: Tensor) -> UnitGraph:
@@ -58,29 +59,33 @@ def trace_units(model: nn.Module, example: Tensor) -> UnitGraph:
     model = traceable(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     example = example[:2].to(next(model.parameters()).device)
-    graphs = {False: _exported(model, example)}
+    evaluation = _exported(model, example)
+    graphs: dict[bool, Exported | Failure] = {}
     levels: dict[str, int] = {}
     frozen: set[str] = set()
     for _ in range(MAX_ROUNDS):
         trace = Trace(levels)
-        traced = [Traced(graphs[False], propagate(trace, graphs[False], leaves, modules, frozen), train=False)]
+        traced = [Traced(evaluation, propagate(trace, evaluation, leaves, modules, frozen), train=False)]
+        notes: list[str] = []
         unreached = _unreached(model, trace)
         if unreached:
-            if True not in graphs:
-                training = exported(model, example, train=True)
-                graphs[True] = graphs[False] if isinstance(training, Failure) else training
-            values = propagate(trace, graphs[True], leaves, modules, frozen)
-            traced += [Traced(graphs[True], values, train=True)] if graphs[True] is not graphs[False] else []
-            unreached = _unreached(model, trace)
-        notes = [f"{name!r} is never used by the model's forward" for name in unreached]
+            training = graphs.get(True) or exported(model, example, train=True)
+            graphs[True] = training
+            unused = "is never used by the model's forward"
+            if isinstance(training, Failure):
+                unused = f"is not used in evaluation mode, and training mode cannot be traced: {training.reason}"
+            else:
+                values = propagate(trace, training, leaves, modules, frozen)
+                traced.append(Traced(training, values, train=True))
+                unreached = _unreached(model, trace)
+            notes = [f"{name!r} {unused}" for name in unreached]
         graph, unit_of_id = resolve(trace, notes)
         if not graph.num_units or not (trace.assumed or levels or any(has_factors(one.exported) for one in traced)):
             return graph
         refuted: set[str] = set()
-        for seed in (0, 1):
+        # With few units a wrong reading can agree by chance.
+        for seed in (0, 1) if graph.num_units < FEW_UNITS else (0,):
             refuted = refuted or refuted_lines(model, example, graph, unit_of_id, traced, seed)
-        import os
-        if os.environ.get("DBG"): print("REFUTED", refuted, "ASSUMED", trace.assumed, levels, frozen)
         if not refuted:
             return graph
         _give_up_(refuted, trace.assumed, levels, frozen, traced)

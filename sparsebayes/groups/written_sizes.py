@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparsebayes.groups.channel_ids import Trace
 from sparsebayes.groups.trace_layers import Call
 
-__all__ = ["Attribute", "assumed_reading", "attributes_for", "find_attributes", "follow"]
+__all__ = ["Attribute", "assumed_reading", "attributes_for", "find_attributes", "follow", "in_order"]
 
 T = TypeVar("T")
 
@@ -75,6 +75,19 @@ def attributes_for(call: Call, values: Sequence[int]) -> list[tuple[Attribute, .
     return [
         tuple(choice[min(rank, len(choice) - 1)] for choice in ways) for rank in range(max(map(len, ways)))
     ]
+
+
+def in_order(call: Call, adapting: list[T], following: list[T]) -> list[T]:
+    """Readings, the likelier first: an attribute of the very module that calls is hardly there by chance.
+
+    Args:
+        call: The call.
+        adapting: Those in which the code works the size out.
+        following: Those in which it is an attribute, those of the calling module first.
+    """
+    own = [vars(module) for path, module in call.modules.items() if path == call.module]
+    likely = bool(own) and any(type(v) in (int, tuple, list) for k, v in own[0].items() if not k.startswith("_"))
+    return [*following, *adapting] if likely else [*adapting, *following]
 
 
 def follow(trace: Trace, attributes: Sequence[Attribute], counted: Sequence[Tensor]) -> None:

@@ -1,8 +1,8 @@
-"""What stands in the place of a branch that is off: its layers let their input pass, the last one emits a constant.
+"""What stands in the place of a branch that is off: its last layer emits a constant, the others hand on a size.
 
-A residual branch without units still adds what its last layers make of nothing: a bias, the shift of a norm. That is one
-number per channel, so `Constant` keeps just these. It needs the size of the images, for which the layers in front of it
-are replaced by `Passage`, which has no parameters and costs nothing:
+A residual branch without units still adds what its last layers make of nothing: a bias, the shift of a norm. That is
+one number per channel, so `Constant` keeps just these. It needs the size of the images, which the layers in front of
+it tell it: `Passage` has no parameters and computes nothing.
 
     >>> Constant(torch.tensor([1.0, 2.0]))(torch.zeros(3, 7, 4, 4)).shape
     torch.Size([3, 2, 4, 4])
@@ -16,24 +16,31 @@ from torch import Tensor, nn
 __all__ = ["Constant", "Passage"]
 
 
+def _blank(x: Tensor, dim: int, stride: tuple[int, ...]) -> Tensor:
+    """Zeros of the size of ``x`` with one channel, every ``stride``-th position along the last dimensions."""
+    sizes = list(x.shape)
+    sizes[dim] = 1
+    for rank, step in enumerate(reversed(stride)):
+        sizes[-1 - rank] = (sizes[-1 - rank] + step - 1) // step
+    # Made from numbers alone: no channel of `x` is read, and nothing that works in place can reach it.
+    return torch.zeros(sizes, dtype=x.dtype, device=x.device)
+
+
 class Passage(nn.Module):
-    """Hands its input on; with a stride it skips positions, as the convolution that stood here did.
+    """Hands on the size of its input, as one channel of zeros.
 
     Args:
-        stride: one for each dimension of space; empty: none.
+        dim: where the channels lie: 1, or -1 for tokens and features.
+        stride: of the convolution that stood here, for each dimension of space; empty: none.
     """
 
-    def __init__(self, stride: tuple[int, ...] = ()) -> None:
+    def __init__(self, *, dim: int = 1, stride: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.stride = stride
+        self.dim, self.stride = dim, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Keep every ``stride``-th position."""
-        for rank, step in enumerate(reversed(self.stride)):
-            if step != 1:
-                dim = x.dim() - 1 - rank
-                x = x[(slice(None),) * dim + (slice(None, None, step),)]
-        return x
+        """Zeros of shape ``[B, 1, ...]``, or ``[..., 1]``."""
+        return _blank(x, self.dim, self.stride)
 
     def extra_repr(self) -> str:
         """Name the stride, for `print(model)`."""
@@ -55,15 +62,13 @@ class Constant(nn.Module):
     def __init__(self, value: Tensor, *, dim: int = 1, stride: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.value = nn.Parameter(value)
-        self.dim, self.passage = dim, Passage(stride)
+        self.dim, self.stride = dim, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """The constant in the shape of ``x``, whose channels do not matter."""
-        x = self.passage(x)
-        dim = self.dim % x.dim()
-        blank = torch.zeros_like(x.narrow(dim, 0, 1), dtype=self.value.dtype)
+        """The constant in the size of ``x``, of which neither the channels nor their number matter."""
+        after = x.dim() - 1 - self.dim % x.dim()
         # A sum, not an expanded view: what follows may work in place.
-        return blank + self.value.view([-1] + [1] * (x.dim() - 1 - dim))
+        return _blank(x, self.dim, self.stride) + self.value.view([-1] + [1] * after)
 
     def extra_repr(self) -> str:
         """Name the width, for `print(model)`."""

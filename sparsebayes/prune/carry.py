@@ -121,9 +121,11 @@ def carry_grouping(grouping: Grouping, kept: Kept, on: Tensor | None = None) -> 
     origin = present.nonzero().flatten()
     number = torch.full((grouping.num_groups + 1,), -1, dtype=torch.int64)
     number[origin + 1] = torch.arange(len(origin))
+    # A parameter of a branch that is gone has no entries left, and no name in the network.
     labels = tuple(
         Labels(old.parameter, shape, number[index + 1], old.gate)
         for old, (index, shape) in zip(grouping.labels, cuts, strict=True)
+        if 0 not in shape
     )
     quota = grouping.quota
     if quota is not None:

@@ -35,11 +35,13 @@ from sparsebayes.prune.architecture import (
     named_tensors,
     reshape_,
 )
+from sparsebayes.prune.branches import DeadBranches, dead_branches, emptied_layers, with_one_unit_each
+from sparsebayes.prune.constants import fold_constants_
 from sparsebayes.prune.gather import GatheredLinear, ungather_
 from sparsebayes.prune.liveness import check_graph, kept_indices, living_units
 from sparsebayes.prune.masking import apply_masks_, check_masks
-from sparsebayes.prune.parity import called_modules, check_parity, copied, inputs_for
-from sparsebayes.prune.substitutes import Substitute
+from sparsebayes.prune.parity import called_modules, check_parity, constant_output, copied, inputs_for
+from sparsebayes.prune.substitutes import Substitute, substituted_names
 
 __all__ = ["Compaction", "Kept", "Summary", "compact", "cut", "trace_compacted"]
 
@@ -156,11 +158,13 @@ def compact(
         columns = _columns(small)
         ungather_(small)
         graph = units if units is not None and not columns else trace_units(small, inputs[0])
-        alive, fixed = _shrink_(
-            small, graph, _widened(masks, columns, small), called_modules(masked, inputs[0]), kept
-        )
+        wide = _widened(masks, columns, small)
+        called = called_modules(masked, inputs[0])
+        small, kept, alive, error = _shrunk(small, graph, wide, called, masked, inputs)
+        fixed = graph.fixed
         _narrow_(kept, columns)
-    error = check_parity(masked, small, inputs)
+    else:
+        error = check_parity(masked, small, inputs)
     cut_masks = {name: cut(mask, kept.get(name, {})) for name, mask in masks.items()}
     architecture = architecture_of(small)
     return Compaction(
@@ -211,42 +215,89 @@ def trace_compacted(model: nn.Module, example: Tensor) -> UnitGraph:
     return replace(graph, slices=slices)
 
 
-def _shrink_(
-    small: nn.Module, graph: UnitGraph, masks: Mapping[str, Tensor], called: set[str], kept: Kept
-) -> tuple[dict[str, tuple[int, int]], tuple[str, ...]]:
-    """Cut everything dead out of a network without gathers; fills `kept`, returns what `Summary` tells."""
-    before = named_tensors(small)
-    shapes = {name: tuple(tensor.shape) for name, tensor in before.items()}
+def _shrunk(
+    dense: nn.Module,
+    graph: UnitGraph,
+    masks: Mapping[str, Tensor],
+    called: set[str],
+    masked: nn.Module,
+    inputs: list[Tensor],
+) -> tuple[nn.Module, Kept, dict[str, tuple[int, int]], float]:
+    """Cut everything dead out of a network without gathers, and compare; see `Compaction` for what comes back."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(dense).items()}
     check_graph(graph, shapes)
+    masks = fold_constants_(dense, graph, masks, inputs[0])
     living = living_units(graph, masks, shapes)
-    alive = _units_per_layer(graph, living)
-    kept.update(kept_indices(graph, living))
-    gathers = _gather_(kept, small, masks, called)
-    reshape_(small, _target(small, kept, gathers, counts_left(graph, living)))
+    emptied = emptied_layers(graph, living)
+    plans: list[DeadBranches | None] = [None]
+    if emptied:
+        _check_reached(masked, inputs, emptied[0])
+        found = [dead_branches(masked, graph, living, inputs[0], fold=fold) for fold in (True, False)]
+        plans = [*(plan for plan in found if plan is not None), None]
+    for plan in plans:
+        small = copied(dense) if emptied else dense
+        # Without a plan one unit of each layer stays, as zeros.
+        left = with_one_unit_each(graph, living) if plan is None else living
+        kept = kept_indices(graph, left)
+        try:
+            _shrink_(small, graph, left, masks, called, kept, plan, one_each=bool(emptied) and plan is None)
+            error = check_parity(masked, small, inputs)
+        except ModelError:
+            if plan is None:
+                raise
+            continue
+        return small, kept, _units_per_layer(graph, left), error
+    raise AssertionError("the last plan returns or raises")
+
+
+def _shrink_(
+    small: nn.Module,
+    graph: UnitGraph,
+    living: Tensor,
+    masks: Mapping[str, Tensor],
+    called: set[str],
+    kept: Kept,
+    plan: DeadBranches | None,
+    *,
+    one_each: bool,
+) -> None:
+    """Cut all but the living units out of a network; adds the columns that go to `kept`."""
+    before = named_tensors(small)
+    constants: dict[str, Tensor] = {}
+    if plan is not None:
+        paths = tuple(f"{path}." for path in plan.substitutes)
+        nothing = torch.zeros(0, dtype=torch.int64)
+        gone = {name: {0: nothing} for name, tensor in before.items() if name.startswith(paths) and tensor.ndim}
+        kept.update(gone)
+        constants = {f"{path}.value": value for path, value in plan.values.items()}
+    gathers = _gather_(kept, small, masks, called, one_each=one_each)
+    reshape_(small, _target(small, kept, gathers, counts_left(graph, living), plan))
     with torch.no_grad():
         for name, tensor in named_tensors(small).items():
-            if name in kept:
+            if name in constants:
+                tensor.copy_(constants[name])
+            elif name in kept:
                 tensor.copy_(cut(before[name], kept[name]))
-    return alive, graph.fixed
+
+
+def _check_reached(masked: nn.Module, inputs: list[Tensor], layer: str) -> None:
+    """Refuse a network that no longer depends on its input: a layer that everything passes through is empty."""
+    if constant_output(masked, inputs):
+        raise ModelError(
+            f"the layer {layer!r} would be emptied, and with it every path from the input to the output; keep at "
+            "least one of its units (min_keep), or exclude the layer"
+        )
 
 
 def _units_per_layer(graph: UnitGraph, living: Tensor) -> dict[str, tuple[int, int]]:
-    layer_index = graph.layer_index.cpu()
-    counts = {}
-    for number, name in enumerate(graph.layers):
-        members = living[layer_index == number]
-        if members.numel() and not members.any():
-            raise ModelError(
-                f"the layer {name!r} would be emptied: none of its {members.numel()} units reaches the "
-                "output; "
-                "keep at least one of them (min_keep), or exclude the layer"
-            )
-        counts[name] = (int(members.sum()), members.numel())
-    return counts
+    index = graph.layer_index.cpu()
+    left = torch.bincount(index[living], minlength=len(graph.layers)).tolist()
+    had = torch.bincount(index, minlength=len(graph.layers)).tolist()
+    return {name: (n, total) for name, n, total in zip(graph.layers, left, had, strict=True)}
 
 
 def _gather_(
-    kept: Kept, small: nn.Module, masks: Mapping[str, Tensor], called: set[str]
+    kept: Kept, small: nn.Module, masks: Mapping[str, Tensor], called: set[str], *, one_each: bool
 ) -> dict[str, Gather]:
     """Find linear layers with columns that are masked as a whole, and drop those from `kept`."""
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
@@ -262,8 +313,12 @@ def _gather_(
         if parameter.ndim != 2 or layers[0][0] == "":
             continue
         dims = kept.get(name, {})
+        if any(index.numel() == 0 for index in dims.values()):
+            continue
         read = cut(masks[name], dims).any(dim=0).cpu()
         if read.all():
+            continue
+        if not read.any() and one_each:
             continue
         if not read.any():
             raise ModelError(
@@ -278,12 +333,20 @@ def _gather_(
 
 
 def _target(
-    small: nn.Module, kept: Kept, gathers: Mapping[str, Gather], counts: Counts
+    small: nn.Module,
+    kept: Kept,
+    gathers: Mapping[str, Gather],
+    counts: Counts,
+    plan: DeadBranches | None,
 ) -> Architecture:
     """The architecture that remains of a network without gathers."""
     dense = architecture_of(small)
     shapes, dtypes = dict(dense.shapes), dict(dense.dtypes)
+    gone = plan.substitutes if plan is not None else {}
+    shapes = substituted_names(shapes, gone)
     for name, dims in kept.items():
+        if name not in shapes:
+            continue
         if any(index.numel() == 0 for index in dims.values()):
             raise ModelError(
                 f"{name!r} would be emptied; keep at least one of its units, or exclude its layer"
@@ -291,17 +354,20 @@ def _target(
         shapes[name] = tuple(dims[d].numel() if d in dims else size for d, size in enumerate(shapes[name]))
     for path, gather in gathers.items():
         shapes[f"{path}.columns"], dtypes[f"{path}.columns"] = (len(gather.columns),), "int64"
+    for path in plan.values if plan is not None else ():
+        like = next(small.get_submodule(path).parameters(), torch.zeros(0))
+        dtypes[f"{path}.value"] = str(like.dtype).removeprefix("torch.")
     groups = {}
     for path, module in small.named_modules():
-        if isinstance(module, CONVOLUTIONS) and module.groups != 1:
+        if isinstance(module, CONVOLUTIONS) and module.groups != 1 and path not in gone:
             groups[path] = _groups_left(path, module, kept)
     substitutes, attributes = _replaced(small, kept, counts)
     return replace(
         dense,
-        substitutes={**dense.substitutes, **substitutes},
+        substitutes={**dense.substitutes, **substitutes, **gone},
         attributes=attributes,
         shapes=shapes,
-        dtypes=dtypes,
+        dtypes={name: dtypes[name] for name in shapes},
         groups={p: n for p, n in groups.items() if n != 1},
         gathers=gathers,
     )

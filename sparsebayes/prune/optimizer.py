@@ -52,15 +52,22 @@ def carry_optimizer_state(
     names = {id(parameter): name for name, parameter in old_model.named_parameters()}
     new_parameters = dict(new_model.named_parameters())
     groups: list[dict[str, object]] = []
+    placed: set[str | None] = set()
     pairs: list[tuple[str, Tensor, nn.Parameter]] = []
     for group in old_optimizer.param_groups:
         olds: list[Tensor] = list(group["params"])
         found = [_counterpart(old, names, new_parameters, kept) for old in olds]
-        pairs += [(name, old, new) for old, (name, new) in zip(olds, found, strict=True)]
+        here = [(name, old, new) for old, (name, new) in zip(olds, found, strict=True) if new is not None]
+        # What a branch that is gone still adds is trained where its last layer was.
+        added = {_constant(name, new_parameters) for name, new in found if new is None} - {None} - placed
+        here += [(name, new_parameters[name], new_parameters[name]) for name in sorted(filter(None, added))]
+        placed |= added
+        pairs += here
         settings = {
             key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")
         }
-        groups.append({**settings, "params": [new for _, new in found]})
+        if here:
+            groups.append({**settings, "params": [new for _, _, new in here]})
     optimizer = make_optimizer(groups)
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if type(optimizer) is not type(old_optimizer) or [id(p) for p in held] != [
@@ -79,8 +86,8 @@ def carry_optimizer_state(
 
 def _counterpart(
     old: Tensor, names: Mapping[int, str], new_parameters: Mapping[str, nn.Parameter], kept: Kept
-) -> tuple[str, nn.Parameter]:
-    """Find the new parameter of an old one."""
+) -> tuple[str, nn.Parameter | None]:
+    """Find the new parameter of an old one; None if it went with its branch."""
     name = names.get(id(old))
     if name is None:
         raise ModelError(
@@ -90,12 +97,20 @@ def _counterpart(
     dims = kept.get(name, {})
     shape = [dims[d].numel() if d in dims else size for d, size in enumerate(old.shape)]
     new = new_parameters.get(name)
+    if 0 in shape and new is None:
+        return name, None
     if new is None or list(new.shape) != shape:
         raise ModelError(
             f"the new model should have {name!r} of shape {shape}, but has "
             f"{'no such parameter' if new is None else list(new.shape)}; pass both models of one compaction"
         )
     return name, new
+
+
+def _constant(name: str, new_parameters: Mapping[str, nn.Parameter]) -> str | None:
+    """Name of the constant that stands where a parameter was."""
+    constant = f"{name.rpartition('.')[0]}.value"
+    return constant if constant in new_parameters else None
 
 
 def _cut_state(

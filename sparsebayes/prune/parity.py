@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError
 
-__all__ = ["called_modules", "check_parity", "copied", "inputs_for"]
+__all__ = ["called_modules", "check_parity", "constant_output", "copied", "inputs_for"]
 
 # Largest difference relative to the largest output, by type of the outputs: float64 wherever the network runs
 # in it. Only rounding may differ, since sums have fewer terms.
@@ -80,6 +80,24 @@ def called_modules(model: nn.Module, example: Tensor) -> set[str]:
     for handle in handles:
         handle.remove()
     return {path for path, module in trial.named_modules(remove_duplicate=False) if id(module) in called}
+
+
+def constant_output(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether a network in evaluation mode gives the same whatever it is given.
+
+    Args:
+        model: the network.
+        inputs: batches of the input shape, of which some differ.
+    """
+    trial = copied(model).eval()
+    first = inputs[0]
+    others = [first.flip(0), *(x for x in inputs[1:] if x.shape == first.shape)]
+    with _undisturbed(trial, first):
+        reference = _tensors(_run(trial, first))
+        for x in others:
+            if any(not torch.equal(y, z) for y, z in zip(reference, _tensors(_run(trial, x)), strict=True)):
+                return False
+    return True
 
 
 def check_parity(masked: nn.Module, compacted: nn.Module, inputs: Sequence[Tensor]) -> float:

@@ -47,7 +47,7 @@ _NUMBERS = {
     "attention": (),
     "layer_norm": ("channels", "total"),
     "group_norm": ("channels", "total"),
-    "passage": ("stride",),
+    "passage": ("dim", "stride"),
     "constant": ("channels", "dim", "stride"),
 }
 # Where a module notes the attributes that compaction has changed.
@@ -87,9 +87,7 @@ def substitutes_of(model: nn.Module) -> dict[str, Substitute]:
         described = _described(module)
         if described is not None:
             found[path] = described
-    # The passage within a constant is part of it.
-    constants = [path for path, one in found.items() if one.kind == "constant"]
-    return {path: one for path, one in found.items() if path.rpartition(".")[0] not in constants}
+    return found
 
 
 def _described(module: nn.Module) -> Substitute | None:
@@ -99,12 +97,10 @@ def _described(module: nn.Module) -> Substitute | None:
         kind = "layer_norm" if isinstance(module, PartialLayerNorm) else "group_norm"
         return Substitute(kind, {"channels": module.num_channels, "total": module.total})
     if isinstance(module, Passage):
-        return Substitute("passage", {"stride": list(module.stride)})
+        return Substitute("passage", {"dim": module.dim, "stride": list(module.stride)})
     if isinstance(module, Constant):
-        stride = list(module.passage.stride)
-        return Substitute(
-            "constant", {"channels": module.value.numel(), "dim": module.dim, "stride": stride}
-        )
+        numbers: dict[str, int | list[int]] = {"channels": module.value.numel(), "dim": module.dim}
+        return Substitute("constant", {**numbers, "stride": list(module.stride)})
     return None
 
 
@@ -157,8 +153,6 @@ def put_substitutes_(model: nn.Module, substitutes: Mapping[str, Substitute]) ->
             old.num_channels, old.total = one.number("channels"), one.number("total")
         elif not isinstance(old, (HeadAttention, Passage, Constant)):
             replace_module_(model, old, _made(path, old, one))
-        elif isinstance(old, Constant) and one.kind == "passage":
-            replace_module_(model, old, Passage(one.stride))
 
 
 def _made(path: str, old: nn.Module, one: Substitute) -> nn.Module:
@@ -178,7 +172,7 @@ def _made(path: str, old: nn.Module, one: Substitute) -> nn.Module:
         new.weight, new.bias = old.weight, old.bias
         return new
     if one.kind == "passage":
-        return Passage(one.stride)
+        return Passage(dim=one.number("dim"), stride=one.stride)
     if one.kind == "constant":
         like = next(iter(old.parameters()), torch.zeros(0))
         value = torch.zeros(one.number("channels"), dtype=like.dtype, device=like.device)

@@ -169,9 +169,9 @@ def test_shared_parameters_go_by_their_first_name() -> None:
     ("operation", "channels", "reason"),
     [
         (lambda x: x.sort(1).values, 4, "they reach sort in the model's forward, which the tracer does not"),
-        (lambda x: x[:, 1:], 3, "slice in the model's forward cuts them at a fixed position"),
+        (lambda x: x[:, ::2], 2, "slice in the model's forward cuts them at a fixed position"),
         (lambda x: x.split(2, 1)[0], 2, "split in the model's forward cuts them at a fixed position"),
-        (lambda x: x[:, 2].unsqueeze(1), 1, "select in the model's forward cuts them at a fixed position"),
+        (lambda x: x[:, 3].unsqueeze(1), 1, "select in the model's forward cuts them at a fixed position"),
         (lambda x: x.roll(1, 1), 4, "roll in the model's forward cuts them at a fixed position"),
         (lambda x: x.roll(1), 4, "roll in the model's forward cuts them at a fixed position"),
         (lambda x: x.softmax(1), 4, "softmax in the model's forward works over channels"),
@@ -186,7 +186,7 @@ def test_shared_parameters_go_by_their_first_name() -> None:
         (lambda x: x.chunk(3, 1)[0], 2, "chunk in the model's forward cuts them into unequal parts"),
         (lambda x: x.permute(0, 2, 1, 3), 4, "channels and positions are mixed before conv2d at 'read'"),
         (lambda x: F.max_pool1d(x.flatten(2).mT, 2, 1)[:, None], 1, "max_pool1d .* mixes them along"),
-        (lambda x: x @ x.transpose(2, 3), 4, "they reach matmul in the model's forward, a product of two"),
+        (lambda x: x.mT @ x.transpose(1, 3), 4, "they reach matmul in the model's forward, a product of two"),
         (lambda x: torch.cat([x, x.transpose(1, 2)], 3), 4, "cat .* joins channels that lie along"),
         (lambda x: torch.full_like(x, 2.0).new_zeros(2, 4, 4, 4) + x, 4, "new_zeros .* copies their size"),
         (lambda x: F.conv2d(x, torch.eye(4).view(4, 4, 1, 1)), 4, "the weight of conv2d .* is computed"),
@@ -260,7 +260,23 @@ def test_outputs_in_containers_stay() -> None:
 def test_a_frozen_transformer_layer_is_not_hidden_in_a_fused_operation() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=6, batch_first=True).requires_grad_(False).eval()
     graph = trace_units(nn.Sequential(layer), torch.zeros(2, 3, 8))
-    assert (graph.layers, graph.num_units) == (("0.linear1",), 6)
+    # Two heads and the hidden features; the width of the tokens is the model's output.
+    assert (graph.layers, graph.num_units) == (("0.self_attn", "0.linear1"), 2 + 6)
+
+
+@pytest.mark.parametrize(
+    ("cut", "units"),
+    [
+        (lambda x: x[:, 1:], 3),
+        (lambda x: x[:, :-1], 3),
+        (lambda x: x[:, : x.shape[1] // 2], 2),
+        (lambda x: torch.cat([x[:, :1], x[:, 1:] * 2], 1), 3),
+        (lambda x: x[:, 1].unsqueeze(1) * x, 2),
+    ],
+)
+def test_only_channels_up_to_a_fixed_position_stay(cut: Callable[[Tensor], Tensor], units: int) -> None:
+    channels = cut(torch.zeros(2, 4, 1, 1)).shape[1]
+    assert trace_units(Tail(cut, channels), IMAGE).num_units == units
 
 
 class Aux(nn.Module):

@@ -70,29 +70,6 @@ def tokens() -> Net:
     )  # fmt: skip
 
 
-def attention() -> Net:
-    def forward(net: Net, x: Tensor) -> Tensor:
-        x = net.patch(x).flatten(2).transpose(1, 2)
-        x = x + net.attention(x, x, x, need_weights=False)[0]
-        x = net.norm(x)
-        return net.fc2(F.gelu(net.fc1(x))).mean(1)
-
-    return Net(
-        forward, patch=nn.Conv2d(3, 8, 4, stride=4), attention=nn.MultiheadAttention(8, 2, batch_first=True),
-        norm=nn.LayerNorm(8), fc1=nn.Linear(8, 6), fc2=nn.Linear(6, 2),
-    )  # fmt: skip
-
-
-def recurrent() -> Net:
-    def forward(net: Net, x: Tensor) -> Tensor:
-        x = net.a(x).flatten(2).transpose(1, 2)
-        return net.head(net.fc(net.lstm(x)[0][:, -1]))
-
-    return Net(
-        forward, a=conv(3, 4), lstm=nn.LSTM(4, 3, batch_first=True), fc=nn.Linear(3, 5), head=nn.Linear(5, 2)
-    )
-
-
 def weight_normed() -> Net:
     norm = nn.utils.parametrizations.weight_norm
     return Net(
@@ -159,8 +136,6 @@ NETS: dict[str, tuple[Callable[[], Net], int]] = {
     "raw_parameters": (raw_parameters, 5 + 6 + 4),
     "raw_buffer": (raw_buffer, 5),
     "tokens": (tokens, 6 + 5),
-    "attention": (attention, 6),
-    "recurrent": (recurrent, 5),
     "weight_normed": (weight_normed, 0),
     "without_gradient": (without_gradient, 5),
     "cut_by_constants": (cut_by_constants, 5),

@@ -371,11 +371,11 @@ def test_an_emptied_layer_is_refused() -> None:
     model, graph = build("lenet")
     masks = unit_masks(model, graph, graph.layer_index != graph.layers.index("2"))
     with pytest.raises(
-        ModelError, match=r"the layer '[024]' would be emptied: none of its \d units reaches the output"
+        ModelError, match=r"the layer '[024]' would be emptied, and with it every path from the input to the output"
     ):
         compact(model, masks, IMAGE, units=graph)
     model, graph = build("perceptron")
-    with pytest.raises(ModelError, match="the layer '1' would be emptied: all its 100 inputs are masked"):
+    with pytest.raises(ModelError, match="the layer '1' would be emptied"):
         compact(model, {"1.weight": torch.zeros(8, 100, dtype=torch.bool)}, IMAGE, units=graph)
 
 
