@@ -177,6 +177,16 @@ class Laplace(Posterior):
         return self._state.omega.clone()
 
     @property
+    def mean(self) -> Tensor:
+        """Switches |z| as last measured, 0 where the prior variance is 0, of shape ``[G]``.
+
+        Raises:
+            RunError: before the first update.
+        """
+        self._require_update()
+        return torch.where(self.gamma > 0, (self._state.energy * self._state.size).sqrt(), 0.0)
+
+    @property
     def penalty(self) -> Tensor:
         """Weights T_g omega_g of |z| (of ||w_g||) beside a loss in nats of the *whole data set*; ``[G]``.
 
@@ -302,8 +312,7 @@ class Laplace(Posterior):
         gamma = self.gamma
         variance = gamma / (1 + gamma * self._state.curvature)
         noise = torch.randn(self.num_groups, generator=generator, dtype=torch.float64)
-        mean = (self._state.energy * self._state.size).sqrt()
-        return torch.where(gamma > 0, mean + variance.sqrt() * noise, 0.0)
+        return self.mean + variance.sqrt() * noise
 
     def sample_survival(self, generator: torch.Generator) -> Tensor:
         """`survives` under the rule "evidence" at switches drawn by `sample`, of shape ``[G]``.

@@ -96,6 +96,11 @@ class Posterior(ABC):
 
     @property
     @abstractmethod
+    def mean(self) -> Tensor:
+        """Expected switches, to judge the network by before anything is decided; of shape ``[G]``."""
+
+    @property
+    @abstractmethod
     def penalty(self) -> Tensor:
         """Weight of each group's magnitude, to the power `penalty_order`, of shape ``[G]``.
 
