@@ -21,9 +21,10 @@ from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe import Recipe
 from sparsebayes.report.provenance import library_versions, machine_hardware
 from sparsebayes.train.checkpoint import write_atomically
-from sparsebayes.train.compress import Compressor, Loaders
+from sparsebayes.train.compress import Compressor
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.front import Point
+from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.removal import recipe_grouping
 
 __all__ = ["results"]

@@ -11,8 +11,8 @@ from sparsebayes.data import Dataset, Images, Loader, split
 from sparsebayes.errors import DataError, ModelError, RecipeError
 from sparsebayes.models import build
 from sparsebayes.recipe import Recipe
-from sparsebayes.train.compress import Loaders
 from sparsebayes.train.evaluation import check_logits
+from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.seeding import derive_seed
 
 __all__ = ["check_model", "example_of", "make_builder", "make_loaders", "resolve_device"]
