@@ -96,13 +96,13 @@ def bernoulli_entropy(logits: Tensor) -> Tensor:
     return -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits))
 
 
-def dropout_kl(logits: Tensor, energy: Tensor, length_scale: float) -> Tensor:
+def dropout_kl(logits: Tensor, energy: Tensor, length_scale: float | Tensor) -> Tensor:
     """KL to the prior N(0, I/l^2) of each group, in nats, up to a constant that depends on neither p nor m.
 
     Args:
         logits: Log-odds of the drop probability, of shape ``[G]``.
         energy: ||m_g||^2, of shape ``[G]``.
-        length_scale: l^2, positive.
+        length_scale: l^2, positive, one or ``[G]``.
 
     Returns:
         l^2 (1 - p) ||m||^2/2 - H(p), of shape ``[G]``.
@@ -117,7 +117,8 @@ class VariationalDropout(Posterior):
     Args:
         num_groups: G, at least 1.
         num_data: N, images in the data set that the mean loss speaks of; the paper counts augmented ones too.
-        length_scale: l^2, the precision of the prior on weights; larger removes more. The paper uses 0.1 to 2500.
+        length_scale: l^2, the precision of the prior on weights, one for all as in the paper (0.1 to 2500) or one per
+            group; larger removes more.
         tau: Temperature of the relaxation.
         initial: Drop probability to begin with, one or one per group, within (0, 1).
         lr: Learning rate of the log-odds (Adam).
@@ -128,6 +129,9 @@ class VariationalDropout(Posterior):
         hierarchy: Which groups need which others; None for independent groups.
         strength: Temperature T: the data count 1/T-fold.
         prices: Cost of each group relative to the mean group, ``[G]``; group g gets the temperature T * price.
+
+    Attributes:
+        length_scale: Mean of the groups' l^2.
 
     Raises:
         GroupingError: ``num_groups`` < 1, or numbers that do not fit it.
@@ -142,10 +146,10 @@ class VariationalDropout(Posterior):
         num_groups: int,
         *,
         num_data: int,
-        length_scale: float = 50.0,
+        length_scale: float | Tensor = 50.0,
         tau: float = 0.2,
         initial: float | Tensor = 0.1,
-        lr: float = 0.02,
+        lr: float = 0.1,
         adaptive: bool = True,
         shared: Tensor | None = None,
         hierarchy: Hierarchy | None = None,
@@ -154,7 +158,9 @@ class VariationalDropout(Posterior):
     ) -> None:
         super().__init__(num_groups, hierarchy=hierarchy, strength=strength)
         self.num_data = positive("num_data", num_data)
-        self.length_scale = positive("length_scale", length_scale)
+        self._precision = initial_vector("length_scale", length_scale, num_groups)
+        self.length_scale = positive("length_scale", float(self._precision.mean()))
+        positive("length_scale", float(self._precision.min()))
         self.tau = positive("tau", tau)
         self.lr = positive("lr", lr)
         self.adaptive = adaptive
@@ -198,7 +204,7 @@ class VariationalDropout(Posterior):
         Beside a loss averaged over the data, divide by `num_data`.
         """
         weight = self.relevance if self.adaptive else torch.ones_like(self._temperature)
-        return 0.5 * self.length_scale * self._temperature * weight
+        return 0.5 * self._precision * self._temperature * weight
 
     def kl(self, energy: Tensor) -> Tensor:
         """KL of all groups in nats, times their temperatures, a scalar; see `dropout_kl`.
@@ -263,7 +269,7 @@ class VariationalDropout(Posterior):
         slope = logits.clone()
         if energy is not None and self.adaptive:
             squared = non_negative("squared norm", vector("squared norm", energy, self.num_groups))
-            slope -= 0.5 * self.length_scale * squared
+            slope -= 0.5 * self._precision * squared
         total = data + self._temperature * p * (1 - p) * slope / self.num_data
         self._step_(torch.zeros_like(self._logits).index_add_(0, self._shared, total), rate)
 

@@ -25,6 +25,11 @@ class DropoutSection(Section):
         le=1e9,
         description="l^2, precision of the prior on weights; larger drops more. The paper takes 0.1 to 2500.",
     )
+    relative: bool = Field(
+        default=True,
+        description="Take l^2 per mean squared norm of a layer's groups: l^2/2 nats for an average group of any layer; "
+        "false: one absolute l^2, as in the paper.",
+    )
     tau: float = Field(default=0.2, gt=0, le=10, description="Temperature of the binary concrete relaxation.")
     initial: float = Field(
         default=0.1, gt=0, lt=1, description="Drop probability of every group to begin with."

@@ -178,7 +178,7 @@ class Compressor:
                 target=target,
                 number=number,
             )
-        phase, settings = phase_and_settings(recipe, number, self.points[-1].heldout_loss)
+        phase, settings = phase_and_settings(recipe, number)
 
         def train_(switched: Switched) -> None:
             self._fit(switched, phase, lineage.masks, settings)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sparsebayes.api import SparseModel
 from sparsebayes.data import Loader
-from sparsebayes.errors import RecipeError
+from sparsebayes.errors import NumericsError, RecipeError
 from sparsebayes.groups import Grouping
 from sparsebayes.inference import NaturalGradient, Posterior, VariationalDropout
 from sparsebayes.inference.sampling import best_of, shuffled_candidates
@@ -35,6 +35,12 @@ from sparsebayes.train.removal import Removal, choose_groups, cut
 from sparsebayes.train.seeding import derive_seed
 
 __all__ = ["Switched", "check_posterior", "make_posterior", "phase_and_settings", "remove_by_draws"]
+
+
+_GENTLER = {
+    "variational_dropout": "lower variational_dropout.length_scale or prior.strength",
+    "natural_gradient": "raise natural_gradient.initial_precision or lower prior.strength",
+}
 
 
 def check_posterior(recipe: Recipe) -> None:
@@ -70,23 +76,27 @@ def check_posterior(recipe: Recipe) -> None:
 
 
 def make_posterior(
-    recipe: Recipe, num_groups: int, num_data: int, prices: Tensor | None
+    recipe: Recipe, model: nn.Module, grouping: Grouping, num_data: int, prices: Tensor | None
 ) -> VariationalDropout | NaturalGradient:
     """The posterior that a recipe names, before it has seen data.
 
     Args:
         recipe: `posterior` and the section of that name; `prior.strength`, where it is a number.
-        num_groups: G.
+        model: The network as it stands.
+        grouping: G groups of its parameters.
         num_data: Training images.
         prices: Cost of each group relative to the mean group, ``[G]``; None: all 1.
     """
+    num_groups = grouping.num_groups
     strength = recipe.prior.strength if isinstance(recipe.prior.strength, float) else 1.0
     if recipe.posterior == "variational_dropout":
         dropout = recipe.variational_dropout
         return VariationalDropout(
             num_groups,
             num_data=num_data,
-            length_scale=dropout.length_scale,
+            length_scale=dropout.length_scale / _layer_energy(model, grouping)
+            if dropout.relative
+            else dropout.length_scale,
             tau=dropout.tau,
             initial=dropout.initial,
             lr=dropout.lr,
@@ -173,7 +183,7 @@ class Switched(nn.Module):
         if isinstance(posterior, NaturalGradient):
             posterior.update_(drawn, gradient, num_images=1 if gradient.ndim == 2 else num_images)
             return
-        posterior.update_(drawn, gradient, self._energy())
+        posterior.update_(drawn, gradient, gate_energy(self.network, self.grouping))
         decay = 2 * lr * posterior.penalty / posterior.num_data
         scale_gates_(self.network, self.grouping, (1 - decay).clamp(min=0).to(switches.device))
 
@@ -204,32 +214,37 @@ class Switched(nn.Module):
     def _placed(self, switches: Tensor, images: Tensor) -> Tensor:
         return switches.to(images.device, next(self.network.parameters()).dtype)
 
-    def _energy(self) -> Tensor:
-        """||m_g||^2 over each group's gate entries, of shape ``[G]``."""
-        names = self.grouping.parameters
-        squares = {n: p.detach().square() for n, p in self.network.named_parameters() if n in names}
-        return self.grouping.reduce(squares, gates_only=True)
+
+def gate_energy(model: nn.Module, grouping: Grouping) -> Tensor:
+    """||m_g||^2 over each group's gate entries, of shape ``[G]``."""
+    names = grouping.parameters
+    squares = {n: p.detach().square() for n, p in model.named_parameters() if n in names}
+    return grouping.reduce(squares, gates_only=True)
 
 
-def phase_and_settings(recipe: Recipe, number: int, reference: float) -> tuple[Phase, TrainSection]:
+def _layer_energy(model: nn.Module, grouping: Grouping) -> Tensor:
+    """Mean of `gate_energy` over the groups of each group's layer: float64 of shape ``[G]``, positive."""
+    energy, layer = gate_energy(model, grouping).double().cpu(), grouping.layer_index
+    total = torch.zeros(len(grouping.layers), dtype=torch.float64).index_add_(0, layer, energy)
+    mean = total / torch.bincount(layer, minlength=len(total)).clamp(min=1)
+    return mean.clamp(min=1e-12)[layer]
+
+
+def phase_and_settings(recipe: Recipe, number: int) -> tuple[Phase, TrainSection]:
     """How the network trains while its switches are drawn.
 
     Args:
         recipe: Epochs of the posterior; rates and losses of the cycles.
         number: Number of the cycle.
-        reference: Held-out loss that the network has.
 
     Returns:
         The phase, and its settings: variational dropout brings a weight decay of its own.
     """
     train, is_dropout = recipe.train, recipe.posterior == "variational_dropout"
     section = recipe.variational_dropout if is_dropout else recipe.natural_gradient
+    # Groups that go take loss with them, which is no collapse short of guessing: there is no reference.
     phase = Phase(
-        name=f"posterior {number}",
-        epochs=section.epochs,
-        lr=train.rate(train.cycles),
-        seed=recipe.seed,
-        reference=reference,
+        name=f"posterior {number}", epochs=section.epochs, lr=train.rate(train.cycles), seed=recipe.seed
     )
     return phase, train.model_copy(update={"weight_decay": 0.0}) if is_dropout else train
 
@@ -274,9 +289,12 @@ def remove_by_draws(
     if recipe.prior.price != "none":
         prices = group_prices(grouping, entry_costs(model, example, recipe.prior.price))
     num_data = loaders.plain.num_data
-    posterior = make_posterior(recipe, grouping.num_groups, num_data, prices)
+    posterior = make_posterior(recipe, model, grouping, num_data, prices)
     switched = Switched(model, grouping, posterior, example)
-    train_(switched)
+    try:
+        train_(switched)
+    except NumericsError as error:
+        raise NumericsError(f"{error}; or drop less: {_GENTLER[recipe.posterior]}") from None
     switched.absorb_()
     sparse = SparseModel(model, grouping, example=example, num_data=num_data)
     sparse.masks = Masks(lineage.masks) if lineage.masks else None
