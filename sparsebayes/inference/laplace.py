@@ -25,11 +25,18 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from sparsebayes.errors import GroupingError, RecipeError, RunError, unknown
+from sparsebayes.errors import GroupingError, RecipeError, unknown
 from sparsebayes.groups.grouping import Grouping
 from sparsebayes.groups.hierarchy import Hierarchy
 from sparsebayes.inference import updates
 from sparsebayes.inference.checks import finite, non_negative, vector
+from sparsebayes.inference.posterior import (
+    Posterior,
+    check_keys,
+    check_same,
+    loaded_strength,
+    loaded_vector,
+)
 from sparsebayes.inference.prior import ENTROPY_THRESHOLD, effective_variance, entropy, group_temperatures
 
 NEGLIGIBLE = 1e-6
@@ -52,7 +59,7 @@ class _State:
 
 
 @final
-class Laplace:
+class Laplace(Posterior):
     """Prior variances, penalty and decision for G groups, carried from update to update.
 
     All vectors are float64 on the CPU, whatever the device of the network, so that a resumed run repeats the
@@ -74,6 +81,8 @@ class Laplace:
         RecipeError: unknown ``scale`` or ``update``, or a strength that is not positive and finite.
     """
 
+    penalty_order = 1
+
     def __init__(
         self,
         num_groups: int,
@@ -83,25 +92,13 @@ class Laplace:
         update: str = "reweighted",
         strength: float = 1.0,
     ) -> None:
-        if num_groups < 1:
-            raise GroupingError(
-                f"expected at least one group, got {num_groups}: choose a grouping that matches a layer."
-            )
-        if hierarchy is not None and hierarchy.num_groups != num_groups:
-            raise GroupingError(
-                f"expected a hierarchy over {num_groups} groups, got one over {hierarchy.num_groups}: build "
-                "it from the same grouping."
-            )
+        super().__init__(num_groups, hierarchy=hierarchy, strength=strength)
         if scale not in SCALES:
             raise RecipeError(unknown("scale", scale, SCALES))
         if update not in UPDATES:
             raise RecipeError(unknown("update", update, UPDATES))
-        self.num_groups = num_groups
-        self.hierarchy = hierarchy
         self.scale = scale
         self.update = update
-        self.strength = float(strength)
-        self.num_updates = 0
         temperature = group_temperatures(num_groups, strength, None)
         ones, zeros = torch.ones_like(temperature), torch.zeros_like(temperature)
         # Algorithm 1 starts from gamma = omega = 1. MacKay's update cannot revive what a penalty chosen
@@ -178,6 +175,16 @@ class Laplace:
         Before the first update 1 (Algorithm 1), and 0 for `update="mackay"`.
         """
         return self._state.omega.clone()
+
+    @property
+    def mean(self) -> Tensor:
+        """Switches |z| as last measured, 0 where the prior variance is 0, of shape ``[G]``.
+
+        Raises:
+            RunError: before the first update.
+        """
+        self._require_update()
+        return torch.where(self.gamma > 0, (self._state.energy * self._state.size).sqrt(), 0.0)
 
     @property
     def penalty(self) -> Tensor:
@@ -269,8 +276,7 @@ class Laplace:
         if rule not in RULES:
             raise RecipeError(unknown("rule", rule, RULES))
         self._require_update()
-        on = RULES[rule](self)
-        return on if self.hierarchy is None else self.hierarchy.close(on)
+        return self._closed(RULES[rule](self))
 
     def survives(self, rule: str = "evidence") -> Tensor:
         """Strength up to which each group stays under a rule, of shape ``[G]``, dependencies left out.
@@ -290,6 +296,35 @@ class Laplace:
         self._require_update()
         energy = self._state.energy - (ENTROPY_THRESHOLD if rule == "entropy" else 0.0)
         return energy.clamp(min=0) * self._state.curvature * self.strength
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw switches from N(|z|, C), C = 1/(1/gamma + h/T_g); 0 where the prior variance is 0. Shape ``[G]``.
+
+        With `scale="entries"` norms ||w_g||, at the group's mean curvature.
+
+        Args:
+            generator: Of the CPU.
+
+        Raises:
+            RunError: before the first update.
+        """
+        self._require_update()
+        gamma = self.gamma
+        variance = gamma / (1 + gamma * self._state.curvature)
+        noise = torch.randn(self.num_groups, generator=generator, dtype=torch.float64)
+        return self.mean + variance.sqrt() * noise
+
+    def sample_survival(self, generator: torch.Generator) -> Tensor:
+        """`survives` under the rule "evidence" at switches drawn by `sample`, of shape ``[G]``.
+
+        Args:
+            generator: Of the CPU.
+
+        Raises:
+            RunError: before the first update.
+        """
+        energy = self.sample(generator).square() / self._state.size
+        return energy * self._state.curvature * self.strength
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on: float64 copies of shape ``[G]``, numbers and names.
@@ -315,51 +350,11 @@ class Laplace:
         """
         vectors = [field.name for field in fields(_State)]
         expected = {"scale", "update", "strength", "num_updates", *vectors}
-        if set(state) != expected:
-            raise RunError(
-                f"expected a posterior state with the keys {sorted(expected)}, got {sorted(state)}: load a "
-                "state that this version saved."
-            )
-        for name, mine in (("scale", self.scale), ("update", self.update)):
-            if state[name] != mine:
-                raise RunError(
-                    f"expected a posterior state with {name} {mine!r}, got {state[name]!r}: resume with the "
-                    "recipe that made it."
-                )
-        strength, num_updates = state["strength"], state["num_updates"]
-        if not (isinstance(strength, float) and 0 < strength < float("inf")):
-            raise RunError(
-                f"expected a positive finite strength in the posterior state, got {strength!r}: start from "
-                "another checkpoint."
-            )
-        if not (isinstance(num_updates, int) and num_updates >= 0):
-            raise RunError(
-                f"expected a count of updates in the posterior state, got {num_updates!r}: start from "
-                "another checkpoint."
-            )
-        loaded = _State(**{name: self._loaded(name, state[name]) for name in vectors})
+        check_keys(state, expected)
+        check_same(state, {"scale": self.scale, "update": self.update})
+        strength, num_updates = loaded_strength(state)
+        loaded = _State(**{name: loaded_vector(name, state[name], self.num_groups) for name in vectors})
         self._state, self.strength, self.num_updates = loaded, strength, num_updates
-
-    def _loaded(self, name: str, values: object) -> Tensor:
-        if not isinstance(values, Tensor) or values.shape != (self.num_groups,):
-            came = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-            raise RunError(
-                f"expected {name!r} of the posterior state with shape [{self.num_groups}], got {came}: the "
-                "state belongs to another grouping."
-            )
-        loaded = values.detach().to("cpu", torch.float64, copy=True)
-        if not bool((torch.isfinite(loaded) & (loaded >= 0)).all()):
-            raise RunError(
-                f"expected finite values >= 0 in {name!r} of the posterior state, got others: start from "
-                "another checkpoint."
-            )
-        return loaded
-
-    def _require_update(self) -> None:
-        if self.num_updates == 0:
-            raise RunError(
-                "expected a posterior with at least one update, got a new one: call update_ first."
-            )
 
     def _from_switches(self, magnitude: Tensor, curvature: Tensor, temperature: Tensor) -> _State:
         tempered = non_negative("curvature", vector("curvature", curvature, self.num_groups)) / temperature

@@ -18,6 +18,11 @@ z_g ~ N(0, gamma_g), with gamma_g found by maximising the evidence: gamma_g = 0 
     T       strength     -      temperature: the likelihood counts 1/T-fold, so h enters as h/T
     T_g     temperature  [G]    T times the group's price relative to the mean group
     e       evidence     [G]    z^2 h/T_g; a group is worth its variance iff e > 1
+    N       num_data     -      images in the data set
+    p       -            [G]    variational dropout: probability that a group is dropped; m_g its weights, l^2 their
+                                prior precision (length_scale), eps the relaxed drop, tau its temperature
+    mu, s   mean, ...    [G]    natural gradient: mean of z, and curvature per image (h = N s there); delta its
+                                prior precision
 
 Outside this table h stands for h/T_g. The objective is E/T + sum omega_g |z_g|, so next to a loss E in nats
 of the whole data set the penalty weighs T_g omega_g.

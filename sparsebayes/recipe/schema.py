@@ -1,4 +1,4 @@
-"""What a recipe may say: every key, its type, its bounds and its default, in this one file.
+"""What a recipe may say: every key, its type, its bounds and its default, in this file and those it imports.
 
 A recipe is plain data: frozen, typed, without any tensor, and this module imports no torch, so that a recipe
 is checked in a fraction of a second. `sparsebayes.recipe.loading` reads one from YAML; code that runs a
@@ -15,15 +15,15 @@ from typing import Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     PlainValidator,
     WithJsonSchema,
 )
 
+from sparsebayes.recipe.base import Epochs, Rate
+from sparsebayes.recipe.base import Section as _Section
 from sparsebayes.recipe.names import (
     DATA_NAMES,
     FOLDER,
@@ -36,21 +36,25 @@ from sparsebayes.recipe.names import (
     check_strength,
     list_rules,
 )
+from sparsebayes.recipe.posteriors import DropoutSection, GaussianSection, SamplingSection
 
 __all__ = [
     "Budget",
     "CurvatureSection",
     "Cycles",
     "DataSection",
+    "DropoutSection",
     "EvaluateSection",
     "ExportSection",
     "Finetune",
+    "GaussianSection",
     "GroupRule",
     "ModelSection",
     "Pretrain",
     "PriorSection",
     "PruneSection",
     "Recipe",
+    "SamplingSection",
     "TrainSection",
     "json_schema",
 ]
@@ -73,16 +77,8 @@ Strength: TypeAlias = Annotated[
 ]
 Patterns: TypeAlias = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 Folder: TypeAlias = Annotated[str, Field(pattern=FOLDER)]
-Rate: TypeAlias = Annotated[float, Field(gt=0, le=100)]
-Epochs: TypeAlias = Annotated[int, Field(ge=0, le=100_000)]
 BatchSize: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
 Threads: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
-
-
-class _Section(BaseModel):
-    """What all sections share: frozen, no unknown keys, no silent conversion, finite numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataSection(_Section):
@@ -350,10 +346,21 @@ class Recipe(_Section):
         Field(strict=False, min_length=1),
         AfterValidator(_split_rules),
     ] = Field(default=(GroupRule(rule="units"),), description="What may go: one rule, or several stacked.")
-    posterior: Literal["laplace"] = Field(default="laplace", description="How the switches are inferred.")
+    posterior: Literal["laplace", "variational_dropout", "natural_gradient"] = Field(
+        default="laplace", description="How the switches are inferred."
+    )
     prior: PriorSection = Field(default_factory=PriorSection, description="What is believed of the switches.")
     curvature: CurvatureSection = Field(
         default_factory=CurvatureSection, description="How curved the loss is."
+    )
+    variational_dropout: DropoutSection = Field(
+        default_factory=DropoutSection, description="Options of the posterior of that name."
+    )
+    natural_gradient: GaussianSection = Field(
+        default_factory=GaussianSection, description="Options of the posterior of that name."
+    )
+    sampling: SamplingSection = Field(
+        default_factory=SamplingSection, description="Sub-networks drawn from the posterior."
     )
     train: TrainSection = Field(default_factory=TrainSection, description="How the weights are learned.")
     prune: PruneSection = Field(default_factory=PruneSection, description="What goes.")

@@ -27,13 +27,19 @@ def summarise(recipe: Recipe) -> str:
         "data": f"{data.name}, {data.holdout} held out, batches of {data.batch_size}, augment {data.augment}",
         "model": _model(recipe.model),
         "groups": " + ".join(group.rule for group in recipe.groups),
-        "posterior": f"{recipe.posterior}, {prior.scale}, by {prior.rule}",
+        "posterior": _posterior(recipe),
         "strength": f"{prior.strength}, price {prior.price}, budget {_budget(recipe.prune.budget)}",
         "epochs": ", ".join(phases),
         "optimizer": f"{train.optimizer}, lr {train.lr:g}",
         "presets": ", ".join(recipe.presets) or "none",
     }
     return "\n".join(f"{name:10} {value}" for name, value in rows.items())
+
+
+def _posterior(recipe: Recipe) -> str:
+    if recipe.posterior == "laplace":
+        return f"laplace, {recipe.prior.scale}, by {recipe.prior.rule}"
+    return f"{recipe.posterior}, best of {recipe.sampling.count} sampled"
 
 
 def _model(model: ModelSection) -> str:

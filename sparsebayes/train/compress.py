@@ -10,7 +10,6 @@ fine-tuning, is within one standard error of the best seen; a number or a budget
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,16 +26,17 @@ from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.masking import Masks
 from sparsebayes.prune.selection import Selection
-from sparsebayes.recipe.schema import Recipe
+from sparsebayes.recipe.schema import Recipe, TrainSection
 from sparsebayes.train.batch_norm import reestimate_
-from sparsebayes.train.budget import goals_of, network_latency_ms, next_aim
-from sparsebayes.train.checkpoint import read_checkpoint, write_atomically, write_checkpoint
+from sparsebayes.train.budget import Aim, goals_of, network_latency_ms, next_aim
+from sparsebayes.train.checkpoint import read_checkpoint, write_checkpoint
 from sparsebayes.train.evaluation import Evaluation, logits_table
 from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
 from sparsebayes.train.front import Point, band_limit, read_front, replace_point, write_front
 from sparsebayes.train.loaders import Loaders
+from sparsebayes.train.posteriors import Switched, phase_and_settings, remove_by_draws
 from sparsebayes.train.progress import Reporter
-from sparsebayes.train.removal import Removal, recipe_grouping, remove
+from sparsebayes.train.removal import Removal, recipe_grouping, remove, write_evidence
 from sparsebayes.train.seeding import derive_seed
 
 __all__ = ["Compressor"]
@@ -47,8 +47,6 @@ REACH = 2.0
 """Times the band's limit that fine-tuning is trusted to bring back."""
 SLOW_SAVE, SAVE_SHARE = 0.2, 0.05
 """Checkpoints that take more seconds than the first are written so rarely that they take this share of the time."""
-MAX_HISTOGRAM = 100_000
-"""Groups up to which the evidence of each is kept for the report's histogram."""
 
 
 class Compressor:
@@ -151,17 +149,7 @@ class Compressor:
             if len(self.points) > recipe.train.cycles.count or self._explored():
                 break
             number = len(self.points)
-            removal = remove(
-                recipe,
-                model,
-                lineage,
-                self._dense_grouping(),
-                self.loaders.plain,
-                self.loaders.example,
-                costs=aim.costs,
-                target=aim.target,
-                number=number,
-            )
+            removal = self._remove(model, lineage, aim, number)
             if removal is None:
                 self._reporter.line("no group is left to remove within the bounds; the cycles end here")
                 break
@@ -183,6 +171,40 @@ class Compressor:
             self._reporter.line(
                 "the budget is not reached; raise train.cycles.count, shrink or prune.max_removal"
             )
+
+    def _remove(self, model: nn.Module, lineage: Lineage, aim: Aim, number: int) -> Removal | None:
+        """One removal, by the posterior that the recipe names."""
+        recipe, images, dense = self.recipe, self.loaders, self._dense_grouping()
+        if recipe.posterior == "laplace":
+            example = images.example
+            return remove(
+                recipe,
+                model,
+                lineage,
+                dense,
+                images.plain,
+                example,
+                costs=aim.costs,
+                target=aim.target,
+                number=number,
+            )
+        phase, settings = phase_and_settings(recipe, number)
+
+        def train_(switched: Switched) -> None:
+            self._fit(switched, phase, lineage.masks, settings)
+
+        return remove_by_draws(
+            recipe,
+            model,
+            lineage,
+            dense,
+            images,
+            train_,
+            self._record,
+            costs=aim.costs,
+            target=aim.target,
+            number=number,
+        )
 
     def _cycle_epochs(self, model: nn.Module) -> int:
         """Passes of a cycle: as many as cost what the recipe's passes cost the dense network, within its bounds."""
@@ -238,17 +260,23 @@ class Compressor:
     def _choose(self, point: Point) -> None:
         self.points = replace_point(self.points, replace(point, chosen=True))
         write_front(self.folder / "pareto.json", self.points)
-        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        for name in ("checkpoint.pt", "posterior.pt"):
+            (self.folder / name).unlink(missing_ok=True)
 
-    def _fit(self, model: nn.Module, phase: Phase, masks: dict[str, Tensor]) -> Evaluation:
+    def _fit(
+        self, model: nn.Module, phase: Phase, masks: dict[str, Tensor], settings: TrainSection | None = None
+    ) -> Evaluation:
         """Train one phase with what every phase shares: masks, teacher, records and the checkpoint to resume from."""
         self._reporter.phase(phase.name, phase.epochs)
         start = time.perf_counter()
         held = Masks(masks) if masks else None
+        switched = model if isinstance(model, Switched) else None
 
         def after_step(lr: float) -> None:
+            if switched is not None:
+                switched.learn_(lr)
             if held is not None:
-                held.reapply_(model)
+                held.reapply_(model if switched is None else switched.network)
 
         def on_epoch(epoch: Epoch) -> None:
             self._reporter.step()
@@ -269,7 +297,7 @@ class Compressor:
             began = time.perf_counter()
             if began < self._next_save:
                 return
-            write_checkpoint(self.folder / "checkpoint.pt", {"phase": phase.name, "state": state})
+            write_checkpoint(self._checkpoint(phase), {"phase": phase.name, "state": state})
             took = time.perf_counter() - began
             self._next_save = began + took / SAVE_SHARE if took > SLOW_SAVE else 0.0
 
@@ -278,17 +306,21 @@ class Compressor:
             self.loaders.train,
             self.loaders.heldout,
             phase,
-            self.recipe.train,
+            settings or self.recipe.train,
             teacher=self._teach() if phase.name != "pretrain" else None,
-            after_step=after_step if held is not None else None,
+            after_step=after_step if held or switched else None,
             on_epoch=on_epoch,
             save=save,
             resume=self._resumed(phase),
         )
 
+    def _checkpoint(self, phase: Phase) -> Path:
+        """Where the phase can be resumed from; that of a posterior outlives the training after its removal."""
+        return self.folder / ("posterior.pt" if phase.name.startswith("posterior") else "checkpoint.pt")
+
     def _resumed(self, phase: Phase) -> dict[str, Any] | None:
         """State of this very phase, if the run was interrupted within it."""
-        path = self.folder / "checkpoint.pt"
+        path = self._checkpoint(phase)
         if not path.is_file():
             return None
         checkpoint = read_checkpoint(path)
@@ -396,8 +428,4 @@ class Compressor:
         self._record(
             {"phase": "select", "cycle": number, "strength": selection.strength, "kept": selection.num_kept}
         )
-        if selection.num_groups <= MAX_HISTOGRAM:
-            evidence = (removal.survives / (selection.strength or 1.0)).tolist()  # kept where it exceeds 1
-            folder = self.point_folder(number)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "evidence.json", json.dumps({"evidence": evidence}))
+        write_evidence(removal, self.point_folder(number))

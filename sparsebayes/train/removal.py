@@ -6,8 +6,10 @@ The score of a group is the strength up to which it survives, so that one compar
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +25,13 @@ from sparsebayes.prune.pricing import EntryCosts, entry_costs, group_prices, sel
 from sparsebayes.prune.scores import magnitude_score, random_score, taylor_score
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe
+from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["Removal", "recipe_grouping", "remove"]
+__all__ = ["Removal", "choose_groups", "cut", "recipe_grouping", "remove", "write_evidence"]
+
+MAX_HISTOGRAM = 100_000
+"""Groups up to which the evidence of each is kept for the report's histogram."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +49,18 @@ class Removal:
     lineage: Lineage
     selection: Selection
     survives: Tensor
+
+
+def write_evidence(removal: Removal, folder: Path) -> None:
+    """Keep each group's evidence for the report's histogram, unless there are too many; kept where it exceeds 1.
+
+    Raises:
+        RunError: If the folder cannot be written.
+    """
+    if removal.selection.num_groups <= MAX_HISTOGRAM:
+        evidence = (removal.survives / (removal.selection.strength or 1.0)).tolist()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "evidence.json", json.dumps({"evidence": evidence}))
 
 
 def recipe_grouping(recipe: Recipe, model: nn.Module, example: Tensor) -> Grouping:
@@ -108,11 +126,36 @@ def remove(
     )
     sparse.masks = Masks(lineage.masks) if lineage.masks else None
     score = _score(recipe, sparse, images, example, costs, number)
+    selection = choose_groups(recipe, sparse, lineage, dense, score, costs=costs, target=target)
+    return cut(sparse, lineage, origin, selection, score)
+
+
+def choose_groups(
+    recipe: Recipe,
+    sparse: SparseModel,
+    lineage: Lineage,
+    dense: Grouping,
+    score: Tensor,
+    *,
+    costs: EntryCosts,
+    target: float,
+) -> Selection:
+    """Select within the recipe's bounds, at the weakest strength that meets a target cost.
+
+    Args:
+        recipe: Strength and bounds.
+        sparse: The network and its groups as they stand.
+        lineage: How it came from the dense one.
+        dense: The groups of the dense network.
+        score: Strength up to which each group survives, of shape ``[G]``.
+        costs: What the target counts.
+        target: Cost to reach.
+    """
     # Scores of the baselines only order the groups: a strength in nats means nothing to them.
     is_evidence = recipe.prune.score == "evidence"
     strength = recipe.prior.strength if is_evidence else "auto"
-    selection = select_within(
-        grouping,
+    return select_within(
+        sparse.grouping,
         score,
         sparse.graph() if needs_graph(dense) else None,
         costs,
@@ -123,6 +166,23 @@ def remove(
         round_to=recipe.prune.round_to,
         masks=lineage.masks,
     )
+
+
+def cut(
+    sparse: SparseModel, lineage: Lineage, origin: Tensor, selection: Selection, score: Tensor
+) -> Removal | None:
+    """Carry out a selection; None if no group goes.
+
+    Args:
+        sparse: The network and its groups as they stand.
+        lineage: How it came from the dense one.
+        origin: Dense number of each of its groups.
+        selection: What stays of them.
+        score: What it was made by, of shape ``[G]``.
+
+    Raises:
+        ModelError: If the network cannot be traced, or the cut one would not compute the same.
+    """
     if bool(selection.on.all()):
         return None
     sparse.prune_(selection)

@@ -22,12 +22,14 @@ import torch
 from sparsebayes.data import load
 from sparsebayes.errors import RecipeError, RunError
 from sparsebayes.export import export_onnx, load_model
+from sparsebayes.prune.gating import check_gates
 from sparsebayes.recipe import Recipe
 from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, recorded_recipe
 from sparsebayes.train.front import choose, read_front
+from sparsebayes.train.posteriors import check_posterior
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import recipe_grouping
 from sparsebayes.train.results import results
@@ -70,6 +72,7 @@ def run_recipe(
         raise RecipeError(
             "prior.price is budget, but the recipe has none; set prune.budget, or prior.price to params or macs"
         )
+    check_posterior(recipe)
     device = resolve_device(recipe.device)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
@@ -79,7 +82,9 @@ def run_recipe(
     # What cannot work is said before hours of training, and before anything is written.
     model = make()
     check_model(model, loaders, dataset.num_classes)
-    recipe_grouping(recipe, model, loaders.example)
+    grouping = recipe_grouping(recipe, model, loaders.example)
+    if recipe.posterior != "laplace":
+        check_gates(grouping)
     folder = open_folder(recipe, out, resume, overwrite)
     with Reporter(quiet=quiet) as reporter, _terminable():
         reporter.line(f"run folder {folder}")

@@ -49,7 +49,11 @@ MISTAKES = [
     ("presets: [smoke]", "r.yaml:4: presets: expected a section of key: value lines, got a list of 1"),
     ("device: gpu", "r.yaml:4: device: expected 'auto', 'cpu' or 'cuda', got 'gpu'"),
     ("device: cude", "r.yaml:4: device: expected 'auto', 'cpu' or 'cuda', got 'cude'; did you mean 'cuda'?"),
-    ("posterior: laplce", "r.yaml:4: posterior: expected 'laplace', got 'laplce'; did you mean 'laplace'?"),
+    (
+        "posterior: laplce",
+        "posterior: expected 'laplace', 'variational_dropout' or 'natural_gradient', got 'laplce'; did you mean "
+        "'laplace'?",
+    ),
     ("evaluate: {batch_sizes: 3}", "r.yaml:4: evaluate.batch_sizes: expected a list, as in [a, b], got 3"),
     (
         "evaluate: {batch_sizes: []}",
@@ -129,7 +133,7 @@ MISTAKES = [
     ("holdout: 3", "; elsewhere there is data.holdout"),
     (
         "train: {epochs: 3}",
-        "; elsewhere there is train.pretrain.epochs, train.cycles.epochs, train.finetune.epochs",
+        "natural_gradient.epochs, train.pretrain.epochs, train.cycles.epochs, train.finetune.epochs",
     ),
     (
         "groups: [{rule: rows, includ: [a]}]",

@@ -1,0 +1,89 @@
+"""What a recipe may say of the posteriors that are learned along with the weights, and of sampling from them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sparsebayes.recipe.base import Epochs, Rate, Section
+
+__all__ = ["DropoutSection", "GaussianSection", "SamplingSection"]
+
+
+class DropoutSection(Section):
+    """Variational dropout of groups (PGNAS); for posterior: variational_dropout. train.weight_decay gives way to it."""
+
+    epochs: Epochs = Field(
+        default=1,
+        ge=1,
+        description="Passes over the training images with groups dropped, before each removal.",
+    )
+    length_scale: float = Field(
+        default=50.0,
+        gt=0,
+        le=1e9,
+        description="l^2, precision of the prior on weights; larger drops more. The paper takes 0.1 to 2500.",
+    )
+    relative: bool = Field(
+        default=True,
+        description="Take l^2 per mean squared norm of a layer's groups: l^2/2 nats for an average group of any layer; "
+        "false: one absolute l^2, as in the paper.",
+    )
+    tau: float = Field(default=0.2, gt=0, le=10, description="Temperature of the binary concrete relaxation.")
+    initial: float = Field(
+        default=0.1, gt=0, lt=1, description="Drop probability of every group to begin with."
+    )
+    lr: Rate = Field(
+        default=0.02, description="Learning rate of the log-odds of dropping (Adam; our choice)."
+    )
+    adaptive: bool = Field(
+        default=True,
+        description="Weigh the L2 term of a group by its probability of being kept; false: constant L2, a baseline.",
+    )
+
+
+class GaussianSection(Section):
+    """A Gaussian over switches by natural gradients (BaLeNAS); for posterior: natural_gradient. Defaults are ours."""
+
+    epochs: Epochs = Field(
+        default=1,
+        ge=1,
+        description="Passes over the training images with drawn switches, before each removal.",
+    )
+    update: Literal["vadam", "ivon"] = Field(default="vadam", description="Form of the update.")
+    lr: Rate = Field(default=0.01, description="Learning rate of the switches' mean.")
+    prior_precision: float = Field(
+        default=1.0, gt=0, le=1e9, description="Precision of the prior on switches."
+    )
+    initial_precision: float = Field(
+        default=100.0,
+        gt=0,
+        le=1e12,
+        description="Precision to begin with, at least the prior's; 1/sqrt of it is the first noise.",
+    )
+    gradient_decay: float = Field(default=0.9, ge=0, lt=1, description="Decay rate of the averaged gradient.")
+    curvature_decay: float = Field(
+        default=0.99, ge=0, lt=1, description="Decay rate of the averaged curvature."
+    )
+
+
+class SamplingSection(Section):
+    """Posterior-guided sampling: sub-networks drawn from the posterior, with their weights; the best one is cut out."""
+
+    count: int = Field(
+        default=1,
+        ge=1,
+        le=100_000,
+        description="Sub-networks judged on held-out images at each removal; 1: the posterior's own decision.",
+    )
+    baseline: bool = Field(
+        default=False,
+        description="Judge as many random sub-networks of the same widths, for comparison only.",
+    )
+    norm_batches: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="Training batches that batch norm is estimated anew on for each; 0: as trained.",
+    )
