@@ -16,6 +16,7 @@ RECIPES = shipped_recipes()
 
 def test_there_are_recipes() -> None:
     assert {"quickstart", "lenet5_mnist", "lenet300_mnist"} <= set(RECIPES)
+    assert {"vgg_cifar_filter", "resnet56_cifar_units", "resnet18_cifar_blocks"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
