@@ -1,8 +1,8 @@
 """Surgery on the networks of torchvision: what is removed must change nothing.
 
     python tools/bench_surgery.py                     # all networks, docs/benchmarks/torchvision-surgery.json
-    python tools/bench_surgery.py resnet18 vit_b_16   # some of them, printed only
-    python tools/bench_surgery.py --timing            # seconds for resnet152 and vit_b_16, printed only
+    python tools/bench_surgery.py resnet18 vit_b_16   # some of them, whose rows are replaced
+    python tools/bench_surgery.py --timing            # processor seconds alone, the same way
 
 From each network about 40 % of all units are removed at once: channels, hidden features, attention heads, the width
 of residual streams. Weights are random, statistics and scales of norms too, so that nothing is exact by chance. The
@@ -36,7 +36,7 @@ from sparsebayes.groups.unit_rules import unit_grouping
 from sparsebayes.models import build
 from sparsebayes.prune.compaction import Compaction, compact, cut
 from sparsebayes.prune.masking import apply_masks_
-from sparsebayes.report.benchmarks import Row, write_rows
+from sparsebayes.report.benchmarks import Row, read_benchmark, write_rows
 from sparsebayes.report.provenance import git_commit, library_versions, machine_hardware
 from sparsebayes.torchvision_compat import import_torchvision
 
@@ -46,9 +46,9 @@ SEED = 0
 SHARE = 0.4
 TASK = "40 % of all units removed at once"
 
-# Name to side of the image; inception's auxiliary head needs its full size.
+# Name to side of the image; the exporter of VGG and the auxiliary head of Inception need their full size.
 NETWORKS = {
-    "lenet5_caffe": 28, "vgg16_bn": 64, "resnet18": 64, "resnet50": 64, "mobilenet_v2": 64,
+    "lenet5_caffe": 28, "vgg16_bn": 224, "resnet18": 64, "resnet50": 64, "mobilenet_v2": 64,
     "mobilenet_v3_small": 64, "mnasnet1_0": 64, "densenet121": 64, "googlenet": 64, "inception_v3": 299,
     "efficientnet_b0": 64, "squeezenet1_1": 64, "shufflenet_v2_x1_0": 64, "regnet_x_400mf": 64,
     "resnext50_32x4d": 64, "convnext_tiny": 64, "vit_b_16": 64, "swin_t": 64,
@@ -72,14 +72,11 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     chosen = {name: NETWORKS[name] for name in arguments.networks} or NETWORKS
-    found: list[Row] = []
     makers = [] if arguments.timing else [partial(_surgery_rows, name, side) for name, side in chosen.items()]
     if arguments.timing or chosen is NETWORKS:
         makers += [partial(_timing_rows, name, side) for name, side in TIMED.items()]
     for make in makers:
-        found += make()
-        if chosen is NETWORKS and not arguments.timing:
-            _write(found)
+        _write(make())
     return 0
 
 
@@ -136,7 +133,7 @@ def network(name: str) -> nn.Module:
         elif isinstance(module, nn.Linear) and not bool(module.weight.any()):
             nn.init.normal_(module.weight, std=0.02)  # torchvision starts some heads at zero
         elif isinstance(module, nn.Dropout) or hasattr(module, "p"):
-            module.p = 0.0  # draws differ for other widths
+            setattr(module, "p", 0.0)  # noqa: B010 - draws differ for other widths
     return model.eval()
 
 
@@ -177,7 +174,7 @@ def errors(masked: nn.Module, done: Compaction, example: Tensor) -> tuple[float,
         model.zero_grad()
         result = _first(model(example))
         weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(SEED + 1))
-        (result * weights).sum().backward()
+        torch.autograd.backward((result * weights).sum())
         results.append(result.detach())
         slopes.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert slopes[0].keys() == slopes[1].keys()
@@ -202,11 +199,15 @@ def peer_runs(name: str, side: int) -> bool:
     try:
         last = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
         pruner = peer.pruner.BasePruner(
-            model, example, importance=peer.importance.RandomImportance(), pruning_ratio=SHARE, ignored_layers=[last]
+            model,
+            example,
+            importance=peer.importance.RandomImportance(),
+            pruning_ratio=SHARE,
+            ignored_layers=[last],
         )
         pruner.step()
         for mode in (False, True):
-            _first(model.train(mode)(example)).sum().backward()
+            torch.autograd.backward(_first(model.train(mode)(example)).sum())
     except Exception as error:  # whatever it raises, it is a failure of the pruned network
         print(f"{name}: Torch-Pruning: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
         return False
@@ -239,6 +240,12 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _write(rows: list[Row]) -> None:
+    """Replace these rows in the file, and leave the others."""
+    places = {(row.task, row.method) for row in rows}
+    known = read_benchmark(FILE).rows if FILE.exists() else ()
+    left = [row for row in known if (row.task, row.method) not in places]
+    order = [*NETWORKS, *TIMED]
+    rows = sorted([*left, *rows], key=lambda row: (row.task != TASK, order.index(row.method)))
     write_rows(
         FILE,
         title="Surgery on torchvision's networks",
@@ -246,8 +253,8 @@ def _write(rows: list[Row]) -> None:
         notes=[
             "Errors are largest differences between compacted and masked network, relative to the largest value; at "
             "most 1e-4 in float32 counts as exact.",
-            "Weights, statistics and scales are random, dropout is off, images have 64 pixels a side (LeNet 28, "
-            "Inception 299). Removed are channels, features, attention heads and widths of residual streams.",
+            "Weights, statistics and scales are random, dropout is off, images have 64 pixels a side (LeNet 28, VGG "
+            "224, Inception 299). Removed are channels, features, attention heads and widths of residual streams.",
             "Where Torch-Pruning is installed, it prunes 40 % of the channels by random importance; noted is whether "
             "the result still runs in both modes, not whether it is right.",
             "swin_t works sizes out of its width in its code: its residual width and heads stay, by name.",
@@ -257,7 +264,6 @@ def _write(rows: list[Row]) -> None:
         command="python " + shlex.join(["tools/bench_surgery.py", *sys.argv[1:]]),
         git_commit=git_commit(ROOT),
     )
-    print(f"wrote {FILE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,9 @@ def exported(model: nn.Module, example: Tensor, *, train: bool) -> Exported | Fa
         except Exception as error:  # the exporter raises what the model raises, which can be anything
             stop = len(record.steps) if record.failed is None else record.failed + 1
             texts = [text.strip() for text in str(error).splitlines() if text.strip()]
-            return Failure((texts[0] if texts else type(error).__name__).rstrip("."), tuple(record.steps[:stop]))
+            return Failure(
+                (texts[0] if texts else type(error).__name__).rstrip("."), tuple(record.steps[:stop])
+            )
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     return Exported(program.graph, names, tuple(record.steps))

@@ -53,12 +53,13 @@ def _stand_in(layer: nn.Module) -> nn.Module | None:
         assert isinstance(layer, nn.MultiheadAttention)
         return HeadAttention.like(layer)
     if isinstance(layer, PartialLayerNorm):
-        other: nn.Module = ImageLayerNorm(layer.num_channels) if layer.dim == 1 else nn.LayerNorm(layer.num_channels)
+        other: nn.Module = (
+            ImageLayerNorm(layer.num_channels) if layer.dim == 1 else nn.LayerNorm(layer.num_channels)
+        )
     elif isinstance(layer, PartialGroupNorm):
         other = nn.GroupNorm(layer.num_groups, layer.num_channels)
     else:
         return None
-    other.weight, other.bias = layer.weight, layer.bias
+    for name in ("weight", "bias"):
+        other.register_parameter(name, getattr(layer, name))
     return other
-
-

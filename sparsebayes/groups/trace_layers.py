@@ -16,7 +16,18 @@ from torch import Tensor, nn
 
 from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace, fixed_shadow
 
-__all__ = ["Call", "Result", "Rule", "along", "fix_all", "own_entries", "read", "shadow_of", "spread", "stays"]
+__all__ = [
+    "Call",
+    "Result",
+    "Rule",
+    "along",
+    "fix_all",
+    "own_entries",
+    "read",
+    "shadow_of",
+    "spread",
+    "stays",
+]
 
 Result = Shadow | Leaf | list["Shadow"]
 

@@ -52,7 +52,9 @@ def group_norm(trace: Trace, call: Call) -> Result:
 
 
 def _refusal(call: Call) -> str:
-    return f"the statistics of {call.place} are taken over channels, and only whole norm layers can be replaced"
+    return (
+        f"the statistics of {call.place} are taken over channels, and only whole norm layers can be replaced"
+    )
 
 
 def _joint(trace: Trace, call: Call, x: Shadow, *, groups: int) -> Result:
@@ -72,9 +74,13 @@ def _joint(trace: Trace, call: Call, x: Shadow, *, groups: int) -> Result:
         if groups > 1:
             ranks = ids.view(groups, -1)
             trace.unify(
-                ranks[:1], ranks, f"the groups of {call.place} must keep equal sizes, and one has channels that stay"
+                ranks[:1],
+                ranks,
+                f"the groups of {call.place} must keep equal sizes, and one has channels that stay",
             )
-        trace.fix(ids[~zero], f"the statistics of {call.place} count them, and they are not 0 when they are off")
+        trace.fix(
+            ids[~zero], f"the statistics of {call.place} count them, and they are not 0 when they are off"
+        )
         trace.join(ids)
     own_entries(trace, ids, *entries)
     return spread(ids, entries[0] is not None or bool(zero.all()), dim, call.shape)

@@ -80,7 +80,9 @@ def attention(trace: Trace, call: Call) -> Result:
     per_head = mask is not None and any(size != 1 for size in _aligned(mask, rank)[1 : rank - 2])
     varying = {dim for x in (q, k, v) for dim in trace.varies(x.ids)}
     if varying - {*range(rank - 2)} or per_head or call.named.get("enable_gqa"):
-        return fix_all(trace, call, f"their number enters {call.place}, whose heads must keep their width and mask")
+        return fix_all(
+            trace, call, f"their number enters {call.place}, whose heads must keep their width and mask"
+        )
     reason = f"they are multiplied by values that stay in {call.place}"
     parts = [_ends(x) for x in (q, k, v)]
     trace.unify(parts[0].ids, parts[1].ids, reason)
@@ -107,7 +109,9 @@ def index(trace: Trace, call: Call) -> Result:
 
     def picked(value: Tensor) -> Tensor:
         value = value.narrow(dim, 0, 1)
-        return value.reshape(*value.shape[:dim], *[1] * (added + 1), *value.shape[dim + 1 :]).expand(call.shape)
+        return value.reshape(*value.shape[:dim], *[1] * (added + 1), *value.shape[dim + 1 :]).expand(
+            call.shape
+        )
 
     return Shadow(picked(x.ids), picked(x.zero.all(dim, keepdim=True)))
 
@@ -118,7 +122,9 @@ def einsum(trace: Trace, call: Call) -> Result:
     operands = list(call.args[1])
     sides, _, out = equation.partition("->")
     letters = sides.split(",")
-    is_plain = len(operands) == 2 and out and "." not in equation and all(len(set(s)) == len(s) for s in letters)
+    is_plain = (
+        len(operands) == 2 and out and "." not in equation and all(len(set(s)) == len(s) for s in letters)
+    )
     if is_plain and _is_weight(operands[0]) and isinstance(operands[1], Shadow):
         operands.reverse()
         letters.reverse()
@@ -129,9 +135,7 @@ def einsum(trace: Trace, call: Call) -> Result:
     return _einsum_activations(trace, call, operands, letters, out)
 
 
-def _einsum_weight(
-    trace: Trace, call: Call, x: Shadow, weight: Leaf, letters: list[str], out: str
-) -> Result:
+def _einsum_weight(trace: Trace, call: Call, x: Shadow, weight: Leaf, letters: list[str], out: str) -> Result:
     names, own_names = letters
     varying = trace.varies(x.ids)
     free = [letter for letter in own_names if letter not in names]

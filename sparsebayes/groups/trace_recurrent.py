@@ -28,7 +28,10 @@ def recurrent(trace: Trace, call: Call) -> Result:
         and not any(isinstance(state, Leaf) for state in started)
     )
     if not plain:
-        return fix_all(trace, call, f"they reach {call.place}, which starts from given states or projects its own")
+        return fix_all(
+            trace, call, f"they reach {call.place}, which starts from given states or projects its own"
+        )
+    assert isinstance(params, (list, tuple))
     both = 2 if call.named["bidirectional"] else 1
     per_layer = 4 if call.named["has_biases"] else 2
     ids, zero = along(trace, x, len(x.shape) - 1, f"channels and positions are mixed before {call.place}")

@@ -16,7 +16,19 @@ from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace
 from sparsebayes.groups.trace_layers import Call, Result, fix_all, shadow_of
 from sparsebayes.groups.written_sizes import Attribute, assumed_reading, attributes_for, follow, in_order
 
-__all__ = ["chunk", "cut", "expand", "glu", "join", "move", "pad", "pixel_shuffle", "pixel_unshuffle", "reshape", "roll"]
+__all__ = [
+    "chunk",
+    "cut",
+    "expand",
+    "glu",
+    "join",
+    "move",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "reshape",
+    "roll",
+]
 
 _SPLITS = "splits them over several dimensions, by sizes that do not follow them"
 
@@ -151,7 +163,9 @@ def cut(trace: Trace, call: Call) -> Result:
     ways = attributes_for(call, [stop - start for start, stop in sizes])
     readings: list[tuple[int, tuple[Attribute, ...]]] = in_order(call, [(1, ())], [(1, way) for way in ways])
     # Equal parts, of which each must be able to lose something: a part of one channel could only vanish.
-    parts = [n for n in (2, 3, 4) if len(line) // n > 1 and all(bound * n % len(line) == 0 for bound in bounds)]
+    parts = [
+        n for n in (2, 3, 4) if len(line) // n > 1 and all(bound * n % len(line) == 0 for bound in bounds)
+    ]
     readings += [(n, ()) for n in parts[:1]]
     reading = assumed_reading(trace, call, readings) if call.op != "select" else None
     if reading is None:

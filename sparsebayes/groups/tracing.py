@@ -16,9 +16,8 @@ stay, and `UnitGraph.fixed` says why.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
-import torch
 from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError
@@ -73,14 +72,18 @@ def trace_units(model: nn.Module, example: Tensor) -> UnitGraph:
             graphs[True] = training
             unused = "is never used by the model's forward"
             if isinstance(training, Failure):
-                unused = f"is not used in evaluation mode, and training mode cannot be traced: {training.reason}"
+                unused = (
+                    f"is not used in evaluation mode, and training mode cannot be traced: {training.reason}"
+                )
             else:
                 values = propagate(trace, training, leaves, modules, frozen)
                 traced.append(Traced(training, values, train=True))
                 unreached = _unreached(model, trace)
             notes = [f"{name!r} {unused}" for name in unreached]
         graph, unit_of_id = resolve(trace, notes)
-        if not graph.num_units or not (trace.assumed or levels or any(has_factors(one.exported) for one in traced)):
+        if not graph.num_units or not (
+            trace.assumed or levels or any(has_factors(one.exported) for one in traced)
+        ):
             return graph
         refuted: set[str] = set()
         # With few units a wrong reading can agree by chance.
@@ -124,7 +127,9 @@ def _give_up_(
         if here <= frozen:
             # An error without a line, or one that freezing has not cured: nothing that was assumed is trusted.
             levels.update(dict.fromkeys(assumed, MAX_ROUNDS))
-            here = {one.path(node) for one in traced for node in one.exported.calls if line_of(node) in assumed}
+            here = {
+                one.path(node) for one in traced for node in one.exported.calls if line_of(node) in assumed
+            }
             here = here or {one.path(node) for one in traced for node in one.exported.calls}
         frozen |= here
 

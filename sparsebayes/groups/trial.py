@@ -53,7 +53,12 @@ def has_factors(one: Exported) -> bool:
 
 
 def refuted_lines(
-    model: nn.Module, example: Tensor, graph: UnitGraph, unit_of_id: Tensor, traced: Sequence[Traced], seed: int
+    model: nn.Module,
+    example: Tensor,
+    graph: UnitGraph,
+    unit_of_id: Tensor,
+    traced: Sequence[Traced],
+    seed: int,
 ) -> set[str]:
     """Lines of code that do not follow a random removal as predicted.
 
@@ -199,10 +204,11 @@ def _shape(shadow: Shadow, living: NDArray[np.bool_]) -> tuple[int, ...]:
 
 def _starts(one: Traced, node: fx.Node, living: NDArray[np.bool_]) -> tuple[Any, ...]:
     """Where a slice begins after the removal: as many channels further on as stay in front of it."""
-    source, start = one.shadows.get(node.args[0]), node.args[2:3]  # type: ignore[call-overload]
+    first, start = node.args[0], node.args[2:3]
+    source = one.shadows.get(first) if isinstance(first, fx.Node) else None
     if not start or not isinstance(source, Shadow) or not isinstance(start[0], int) or start[0] <= 0:
         return start
-    dim = int(node.args[1]) % len(source.shape)  # type: ignore[arg-type]
+    dim = int(str(node.args[1])) % len(source.shape)
     before = Shadow(source.ids.narrow(dim, 0, min(start[0], source.shape[dim])), source.zero)
     return (_shape(before, living)[dim],)
 

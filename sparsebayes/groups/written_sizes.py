@@ -86,7 +86,9 @@ def in_order(call: Call, adapting: list[T], following: list[T]) -> list[T]:
         following: Those in which it is an attribute, those of the calling module first.
     """
     own = [vars(module) for path, module in call.modules.items() if path == call.module]
-    likely = bool(own) and any(type(v) in (int, tuple, list) for k, v in own[0].items() if not k.startswith("_"))
+    likely = bool(own) and any(
+        type(v) in (int, tuple, list) for k, v in own[0].items() if not k.startswith("_")
+    )
     return [*following, *adapting] if likely else [*adapting, *following]
 
 

@@ -59,7 +59,7 @@ class HeadAttention(nn.MultiheadAttention):
             and not layer.add_zero_attn
         )
 
-    def forward(  # noqa: PLR0913 - the signature of nn.MultiheadAttention
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -100,7 +100,8 @@ class HeadAttention(nn.MultiheadAttention):
     def _projected(self, x: Tensor) -> Tensor:
         """Query, key and value of tokens ``[B, L, width]``: ``[3, B, H, L, D]``."""
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        return projected.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        split = projected.view(*projected.shape[:-1], 3, self.num_heads, self.head_dim)
+        return split.permute(2, 0, 3, 1, 4)
 
     def _part(self, x: Tensor, part: int) -> Tensor:
         """Query (0), key (1) or value (2) of tokens: ``[B, H, L, D]``."""
@@ -109,7 +110,7 @@ class HeadAttention(nn.MultiheadAttention):
         rows = slice(part * self.num_heads * self.head_dim, (part + 1) * self.num_heads * self.head_dim)
         bias = None if self.in_proj_bias is None else self.in_proj_bias[rows]
         projected = F.linear(x, self.in_proj_weight[rows], bias)
-        return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return projected.view(*projected.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
 
     def __repr__(self) -> str:
         width = self.out_proj.out_features

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparsebayes.prune.architecture import Architecture, architecture_of, reshape_
 from sparsebayes.prune.compaction import Compaction, Summary, compact
+from sparsebayes.prune.cutting import carry_tensors
 from sparsebayes.prune.gather import GatheredLinear
 from sparsebayes.prune.masking import Masks, prune_
 from sparsebayes.prune.optimizer import carry_optimizer_state
@@ -18,6 +19,7 @@ __all__ = [
     "Summary",
     "architecture_of",
     "carry_optimizer_state",
+    "carry_tensors",
     "compact",
     "prune_",
     "reshape_",

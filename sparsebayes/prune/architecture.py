@@ -181,9 +181,7 @@ class Architecture:
             dtypes={name: _read_dtype(entry) for name, entry in entries.items()},
             groups={path: groups.integer(path, low=2, high=2**31) for path in groups.values},
             gathers={path: _read_gather(gathers.fields(path)) for path in gathers.values},
-            substitutes={
-                path: read_substitute(substitutes.fields(path)) for path in substitutes.values
-            },
+            substitutes={path: read_substitute(substitutes.fields(path)) for path in substitutes.values},
             attributes={path: read_attributes(attributes.fields(path)) for path in attributes.values},
             builder=None if document.value("builder") is None else document.text("builder"),
             options=document.fields("options").values,

@@ -26,28 +26,22 @@ from torch import Tensor, nn
 from sparsebayes.errors import ModelError
 from sparsebayes.groups.tracing import UnitGraph, trace_units
 from sparsebayes.groups.unit_graph import counts_left
-from sparsebayes.layers import HeadAttention, PartialGroupNorm, PartialLayerNorm
 from sparsebayes.prune.architecture import (
-    CONVOLUTIONS,
     Architecture,
-    Gather,
     architecture_of,
     named_tensors,
     reshape_,
 )
 from sparsebayes.prune.branches import DeadBranches, dead_branches, emptied_layers, with_one_unit_each
 from sparsebayes.prune.constants import fold_constants_
+from sparsebayes.prune.cutting import Kept, cut
 from sparsebayes.prune.gather import GatheredLinear, ungather_
 from sparsebayes.prune.liveness import check_graph, kept_indices, living_units
 from sparsebayes.prune.masking import apply_masks_, check_masks
 from sparsebayes.prune.parity import called_modules, check_parity, constant_output, copied, inputs_for
-from sparsebayes.prune.substitutes import Substitute, substituted_names
+from sparsebayes.prune.remaining import gathered_, remaining
 
 __all__ = ["Compaction", "Kept", "Summary", "compact", "cut", "trace_compacted"]
-
-Kept = dict[str, dict[int, Tensor]]
-Counts = Mapping["tuple[str, str, int | None]", int]
-PARTIAL = (PartialLayerNorm, PartialGroupNorm)
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,22 +93,6 @@ class Compaction:
     masks: dict[str, Tensor]
     architecture: Architecture
     summary: Summary
-
-
-def cut(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    """Select the positions that stay along some dimensions.
-
-    Args:
-        tensor: of any shape.
-        kept: dimension to the int64 positions that stay.
-
-    Returns:
-        A new tensor, also where nothing is cut.
-    """
-    result = tensor.detach().clone()
-    for dim, index in kept.items():
-        result = result.index_select(dim, index.to(result.device))
-    return result
 
 
 def compact(
@@ -267,11 +245,13 @@ def _shrink_(
     if plan is not None:
         paths = tuple(f"{path}." for path in plan.substitutes)
         nothing = torch.zeros(0, dtype=torch.int64)
-        gone = {name: {0: nothing} for name, tensor in before.items() if name.startswith(paths) and tensor.ndim}
+        gone = {
+            name: {0: nothing} for name, tensor in before.items() if name.startswith(paths) and tensor.ndim
+        }
         kept.update(gone)
         constants = {f"{path}.value": value for path, value in plan.values.items()}
-    gathers = _gather_(kept, small, masks, called, one_each=one_each)
-    reshape_(small, _target(small, kept, gathers, counts_left(graph, living), plan))
+    gathers = gathered_(kept, small, masks, called, one_each=one_each)
+    reshape_(small, remaining(small, kept, gathers, counts_left(graph, living), plan))
     with torch.no_grad():
         for name, tensor in named_tensors(small).items():
             if name in constants:
@@ -294,133 +274,6 @@ def _units_per_layer(graph: UnitGraph, living: Tensor) -> dict[str, tuple[int, i
     left = torch.bincount(index[living], minlength=len(graph.layers)).tolist()
     had = torch.bincount(index, minlength=len(graph.layers)).tolist()
     return {name: (n, total) for name, n, total in zip(graph.layers, left, had, strict=True)}
-
-
-def _gather_(
-    kept: Kept, small: nn.Module, masks: Mapping[str, Tensor], called: set[str], *, one_each: bool
-) -> dict[str, Gather]:
-    """Find linear layers with columns that are masked as a whole, and drop those from `kept`."""
-    owners: dict[int, list[tuple[str, nn.Module]]] = {}
-    for path, module in small.named_modules():
-        for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            owners.setdefault(id(parameter), []).append((path, module))
-    gathers = {}
-    for name, parameter in small.named_parameters():
-        layers = owners[id(parameter)]
-        # Columns can only go where every use of the weight is a linear layer that can choose its inputs.
-        if name not in masks or not all(path in called and type(m) is nn.Linear for path, m in layers):
-            continue
-        if parameter.ndim != 2 or layers[0][0] == "":
-            continue
-        dims = kept.get(name, {})
-        if any(index.numel() == 0 for index in dims.values()):
-            continue
-        read = cut(masks[name], dims).any(dim=0).cpu()
-        if read.all():
-            continue
-        if not read.any() and one_each:
-            continue
-        if not read.any():
-            raise ModelError(
-                f"the layer {layers[0][0]!r} would be emptied: all its {read.numel()} inputs are masked; "
-                "keep at least one of them, or exclude the layer"
-            )
-        columns = read.nonzero().flatten()
-        gather = Gather(in_features=read.numel(), columns=tuple(columns.tolist()))
-        gathers.update({path: gather for path, _ in layers})
-        kept.setdefault(name, {})[1] = dims[1][columns] if 1 in dims else columns
-    return gathers
-
-
-def _target(
-    small: nn.Module,
-    kept: Kept,
-    gathers: Mapping[str, Gather],
-    counts: Counts,
-    plan: DeadBranches | None,
-) -> Architecture:
-    """The architecture that remains of a network without gathers."""
-    dense = architecture_of(small)
-    shapes, dtypes = dict(dense.shapes), dict(dense.dtypes)
-    gone = plan.substitutes if plan is not None else {}
-    shapes = substituted_names(shapes, gone)
-    for name, dims in kept.items():
-        if name not in shapes:
-            continue
-        if any(index.numel() == 0 for index in dims.values()):
-            raise ModelError(
-                f"{name!r} would be emptied; keep at least one of its units, or exclude its layer"
-            )
-        shapes[name] = tuple(dims[d].numel() if d in dims else size for d, size in enumerate(shapes[name]))
-    for path, gather in gathers.items():
-        shapes[f"{path}.columns"], dtypes[f"{path}.columns"] = (len(gather.columns),), "int64"
-    for path in plan.values if plan is not None else ():
-        like = next(small.get_submodule(path).parameters(), torch.zeros(0))
-        dtypes[f"{path}.value"] = str(like.dtype).removeprefix("torch.")
-    groups = {}
-    for path, module in small.named_modules():
-        if isinstance(module, CONVOLUTIONS) and module.groups != 1 and path not in gone:
-            groups[path] = _groups_left(path, module, kept)
-    substitutes, attributes = _replaced(small, kept, counts)
-    return replace(
-        dense,
-        substitutes={**dense.substitutes, **substitutes, **gone},
-        attributes=attributes,
-        shapes=shapes,
-        dtypes={name: dtypes[name] for name in shapes},
-        groups={p: n for p, n in groups.items() if n != 1},
-        gathers=gathers,
-    )
-
-
-def _replaced(
-    small: nn.Module, kept: Kept, counts: Counts
-) -> tuple[dict[str, Substitute], dict[str, dict[str, int | list[int]]]]:
-    """Layers to replace, since no layer of PyTorch computes what is left of them, and attributes to set."""
-    modules = dict(small.named_modules(remove_duplicate=False))
-    substitutes: dict[str, Substitute] = {}
-    attributes: dict[str, dict[str, int | list[int]]] = {}
-    for (path, name, position), value in counts.items():
-        module = modules[path]
-        kind = _norm_kind(module, path, name, counts)
-        if kind:
-            total = module.total if isinstance(module, PARTIAL) else _width(module)
-            substitutes[path] = Substitute(kind, {"channels": value, "total": total})
-        elif position is None:
-            attributes.setdefault(path, {})[name] = value
-        else:
-            held = attributes.setdefault(path, {}).setdefault(name, list(getattr(module, name)))
-            assert isinstance(held, list)
-            held[position] = value
-    for path, module in modules.items():
-        prefix = f"{path}." if path else ""
-        if HeadAttention.fits(module) and any(name.startswith(prefix) for name in kept):
-            substitutes[path] = Substitute("attention", {})
-    return substitutes, attributes
-
-
-def _norm_kind(module: nn.Module, path: str, attribute: str, counts: Counts) -> str:
-    """Kind of the substitute that a shrunk norm needs; empty where none is needed."""
-    if isinstance(module, (nn.LayerNorm, PartialLayerNorm)) and attribute == "normalized_shape":
-        return "layer_norm"
-    is_group_norm = isinstance(module, (nn.GroupNorm, PartialGroupNorm)) and attribute == "num_channels"
-    # With a group per channel the groups go with the channels.
-    return "group_norm" if is_group_norm and (path, "num_groups", None) not in counts else ""
-
-
-def _width(norm: nn.Module) -> int:
-    assert isinstance(norm, (nn.LayerNorm, nn.GroupNorm))
-    return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.normalized_shape[0]
-
-
-def _groups_left(path: str, module: nn.Module, kept: Kept) -> int:
-    """Groups of a grouped convolution: a depthwise one loses some, in others all groups shrink alike."""
-    assert isinstance(module, CONVOLUTIONS)
-    index = kept.get(f"{path}.weight", {}).get(0)
-    if index is None or module.groups != module.in_channels:
-        return module.groups
-    rows = module.weight.shape[0]
-    return index.numel() * module.groups // rows
 
 
 def _columns(small: nn.Module) -> dict[str, Tensor]:

@@ -1,14 +1,14 @@
 """Channels that have become constants: what they still add moves into the biases behind them, so that they can go.
 
-A filter whose weights are all masked emits its bias everywhere, and a norm makes another constant of it. A linear layer,
-or a convolution without padding, that reads the constant ``c`` by a weight ``w`` gets ``w c`` from it, for every image
+A filter whose weights are all masked emits its bias everywhere, and a norm makes another constant of it. A linear
+layer, or a convolution without padding, that reads the constant ``c`` by a weight ``w`` gets ``w c`` from it, for every image
 and position: that is a bias. Folded there, nothing reads the channel any more, and surgery removes it.
 
     >>> fold_constants_(model, graph, masks, example)      # conv1's filter 2 is masked, its bias is 0.3
     {'conv2.weight': tensor([... False in input channel 2 ...])}
 
-Where the next layer has no bias, the mean of the batch norm behind it takes the constant, with the opposite sign. What is
-not exact is not folded: behind padding with zeros a constant is none at the border, so such channels stay.
+Where the next layer has no bias, the mean of the batch norm behind it takes the constant, with the opposite sign. What
+is not exact is not folded: behind padding with zeros a constant is none at the border, so such channels stay.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ __all__ = ["constant_units", "fold_constants_"]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def constant_units(graph: UnitGraph, masks: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+def constant_units(
+    graph: UnitGraph, masks: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> Tensor:
     """Units all of whose own weights are masked, while biases or norms of theirs may not be.
 
     Args:
@@ -93,7 +95,9 @@ def fold_constants_(
         if bool(columns.any()):
             _fold_(layers, seen, piece, columns, values)
             mask = result.get(piece.parameter)
-            mask = torch.ones(shapes[piece.parameter], dtype=torch.bool) if mask is None else mask.cpu().clone()
+            mask = (
+                torch.ones(shapes[piece.parameter], dtype=torch.bool) if mask is None else mask.cpu().clone()
+            )
             mask[:, columns] = False
             result[piece.parameter] = mask
     return result
@@ -118,7 +122,9 @@ def _read_values(layers: Mapping[str, nn.Module], seen: Mapping[str, Seen], piec
     low, high = flat.amin(1), flat.amax(1)
     # The mean over equal numbers is rounded; any one of them is not.
     values = torch.where(low == high, flat[:, 0], torch.full_like(low, torch.nan))
-    pads = not isinstance(layer, nn.Linear) and layer.padding_mode == "zeros" and any(map(int, _padding(layer)))
+    pads = (
+        not isinstance(layer, nn.Linear) and layer.padding_mode == "zeros" and any(map(int, _padding(layer)))
+    )
     return torch.where(values == 0, values, torch.nan) if pads else values
 
 

@@ -11,8 +11,8 @@
 | passage | any layer of a branch that is off | the branch computes nothing any more |
 | constant | the last layer of such a branch | what it emits without input |
 
-Attributes that hold a number of channels (``num_heads``, ``hidden_size``) are noted on their modules when they change, so
-that an architecture can tell them: see `set_attributes_` and `attributes_of`.
+Attributes that hold a number of channels (``num_heads``, ``hidden_size``) are noted on their modules when they change,
+so that an architecture can tell them: see `set_attributes_` and `attributes_of`.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ def read_substitute(entry: Fields) -> Substitute:
     return Substitute(kind, numbers)
 
 
-def substituted_names(shapes: Mapping[str, tuple[int, ...]], substitutes: Mapping[str, Substitute]) -> dict[str, tuple[int, ...]]:
+def substituted_names(
+    shapes: Mapping[str, tuple[int, ...]], substitutes: Mapping[str, Substitute]
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a network's tensors once the substitutes stand in it.
 
     Args:
@@ -148,7 +150,9 @@ def put_substitutes_(model: nn.Module, substitutes: Mapping[str, Substitute]) ->
     for path, one in substitutes.items():
         old = modules.get(path)
         if old is None:
-            raise ModelError(f"the architecture replaces a layer {path!r}, which the model lacks; check its builder")
+            raise ModelError(
+                f"the architecture replaces a layer {path!r}, which the model lacks; check its builder"
+            )
         if isinstance(old, (PartialLayerNorm, PartialGroupNorm)):
             old.num_channels, old.total = one.number("channels"), one.number("total")
         elif not isinstance(old, (HeadAttention, Passage, Constant)):
@@ -166,9 +170,7 @@ def _made(path: str, old: nn.Module, one: Substitute) -> nn.Module:
         new.weight, new.bias = old.weight, old.bias
         return new
     if one.kind == "group_norm" and isinstance(old, nn.GroupNorm):
-        new = PartialGroupNorm(
-            old.num_groups, one.number("channels"), total=one.number("total"), eps=old.eps
-        )
+        new = PartialGroupNorm(old.num_groups, one.number("channels"), total=one.number("total"), eps=old.eps)
         new.weight, new.bias = old.weight, old.bias
         return new
     if one.kind == "passage":
@@ -199,7 +201,9 @@ def set_attributes_(model: nn.Module, attributes: Attributes) -> None:
                 raise ModelError(
                     f"the architecture sets {name!r} of {path!r}, which the model lacks; check its builder and options"
                 )
-            setattr(module, name, type(held)(value) if isinstance(value, list) else value)
+            setattr(
+                module, name, tuple(value) if isinstance(held, tuple) and isinstance(value, list) else value
+            )
         if module is not None:
             setattr(module, _NOTE, {**getattr(module, _NOTE, {}), **values})
 

@@ -90,9 +90,7 @@ def flatten_channels_last() -> Net:
 
 
 def reused_convolution() -> Net:
-    return Net(
-        lambda net, x: net.head(net.b(net.b(net.a(x)))), a=block(3, 6), b=conv(6, 6), head=conv(6, 2)
-    )
+    return Net(lambda net, x: net.head(net.b(net.b(net.a(x)))), a=block(3, 6), b=conv(6, 6), head=conv(6, 2))
 
 
 def layer_scale() -> Net:
@@ -246,7 +244,9 @@ def spectral_norm() -> nn.Module:
 
 
 def group_norm() -> nn.Module:
-    return nn.Sequential(conv(3, 12), nn.GroupNorm(2, 12), nn.SiLU(), conv(12, 5), nn.GroupNorm(5, 5), conv(5, 2))
+    return nn.Sequential(
+        conv(3, 12), nn.GroupNorm(2, 12), nn.SiLU(), conv(12, 5), nn.GroupNorm(5, 5), conv(5, 2)
+    )
 
 
 def layer_norm() -> Net:
@@ -270,7 +270,9 @@ def functional_layer_norm() -> Net:
 
 
 def instance_norm() -> nn.Module:
-    return nn.Sequential(conv(3, 6), nn.InstanceNorm2d(6, affine=True), nn.ReLU(), conv(6, 5), nn.PReLU(5), conv(5, 2))
+    return nn.Sequential(
+        conv(3, 6), nn.InstanceNorm2d(6, affine=True), nn.ReLU(), conv(6, 5), nn.PReLU(5), conv(5, 2)
+    )
 
 
 class Attention(nn.Module):
@@ -483,7 +485,12 @@ class ResidualBlock(nn.Module):
 
 def residual() -> nn.Module:
     return nn.Sequential(
-        block(3, 6), ResidualBlock(6, 6), ResidualBlock(6, 8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+        block(3, 6),
+        ResidualBlock(6, 6),
+        ResidualBlock(6, 8, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 2),
     )
 
 
@@ -494,7 +501,9 @@ def darts_cell() -> Net:
         fourth = net.d(third) + first
         return net.head(torch.cat([third, fourth], 1).mean((2, 3)))
 
-    separable = nn.Sequential(nn.ReLU(), conv(6, 6, groups=6, bias=False), conv(6, 6, 1, bias=False), nn.BatchNorm2d(6))
+    separable = nn.Sequential(
+        nn.ReLU(), conv(6, 6, groups=6, bias=False), conv(6, 6, 1, bias=False), nn.BatchNorm2d(6)
+    )
     return Net(forward, a=block(3, 6), b=block(3, 6), c=separable, d=block(6, 6), head=nn.Linear(12, 2))
 
 
@@ -637,9 +646,7 @@ def test_what_is_removed_from_an_awkward_net_changes_nothing(name: str) -> None:
         assert any(line.startswith(REFUSED[name]) for line in graph.fixed), graph.fixed
     grouping = unit_grouping(net, graph)
     on = about_sixty_percent(graph)
-    selection = Selection(
-        grouping.name, on, grouping.layers, grouping.layer_index, grouping.fingerprint()
-    )
+    selection = Selection(grouping.name, on, grouping.layers, grouping.layer_index, grouping.fingerprint())
     masked = copy.deepcopy(net)
     masks = prune_(masked, grouping, selection).masks
     done = compact(net, masks, x, units=graph)
@@ -655,7 +662,9 @@ def test_what_is_removed_from_an_awkward_net_changes_nothing(name: str) -> None:
             torch.testing.assert_close(z, y, atol=1e-9, rtol=1e-9)
         assert small_slopes.keys() == slopes.keys()
         for key, slope in slopes.items():
-            torch.testing.assert_close(small_slopes[key], cut(slope, done.kept.get(key, {})), atol=1e-9, rtol=1e-9)
+            torch.testing.assert_close(
+                small_slopes[key], cut(slope, done.kept.get(key, {})), atol=1e-9, rtol=1e-9
+            )
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -371,7 +371,8 @@ def test_an_emptied_layer_is_refused() -> None:
     model, graph = build("lenet")
     masks = unit_masks(model, graph, graph.layer_index != graph.layers.index("2"))
     with pytest.raises(
-        ModelError, match=r"the layer '[024]' would be emptied, and with it every path from the input to the output"
+        ModelError,
+        match=r"the layer '[024]' would be emptied, and with it every path from the input to the output",
     ):
         compact(model, masks, IMAGE, units=graph)
     model, graph = build("perceptron")

@@ -1,0 +1,61 @@
+"""Positions that stay of each tensor, and the tensors cut to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from sparsebayes.errors import ModelError
+
+__all__ = ["Kept", "carry_tensors", "cut"]
+
+# For each parameter and buffer that shrinks: dimension to the int64 positions that stay. No position: it is gone.
+Kept = dict[str, dict[int, Tensor]]
+
+
+def cut(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    """Select the positions that stay along some dimensions.
+
+    Args:
+        tensor: of any shape.
+        kept: dimension to the int64 positions that stay.
+
+    Returns:
+        A new tensor, also where nothing is cut.
+    """
+    result = tensor.detach().clone()
+    for dim, index in kept.items():
+        result = result.index_select(dim, index.to(result.device))
+    return result
+
+
+def carry_tensors(tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
+    """Cut tensors that follow the parameters of a network: an average of its weights, say.
+
+    Args:
+        tensors: by the name of the parameter or buffer whose shape they have; other names are copied as they are.
+        kept: from the `Compaction`.
+
+    Returns:
+        The same for the compacted network, without those of parameters that are gone. A constant that stands for a
+        branch is new: it has no history.
+
+    Raises:
+        ModelError: a tensor is too small for the positions that stay.
+    """
+    result = {}
+    for name, tensor in tensors.items():
+        dims = kept.get(name, {})
+        if any(index.numel() == 0 for index in dims.values()):
+            continue
+        short = [
+            dim for dim, index in dims.items() if dim >= tensor.ndim or int(index[-1]) >= tensor.shape[dim]
+        ]
+        if short:
+            raise ModelError(
+                f"expected {name!r} in the shape that the network had before compaction, got {list(tensor.shape)}: "
+                "carry each average over once, right after the compaction"
+            )
+        result[name] = cut(tensor, dims)
+    return result
