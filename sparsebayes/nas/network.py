@@ -5,7 +5,8 @@
     torch.Size([2, 10])
 
 Stem (3x3 convolution, norm), stages of cells with reductions between them, then norm, ReLU, global average
-pooling and a linear layer. What lies between is the space's (`spaces.py`). A derived network has affine norms: the switch that an
+pooling and a linear layer. What lies between is the space's (`spaces.py`). A derived network has affine norms: the
+switch that an
 operation had in the supernet can live on as the scale of its last norm (`inherit_`).
 """
 
