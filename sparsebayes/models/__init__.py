@@ -8,5 +8,7 @@ from __future__ import annotations
 
 from sparsebayes.models.building import MODELS, build
 from sparsebayes.models.lenet import LeNet5Caffe, LeNet300100
+from sparsebayes.models.resnet import ResNet
+from sparsebayes.models.vgg import VGG16
 
-__all__ = ["MODELS", "LeNet5Caffe", "LeNet300100", "build"]
+__all__ = ["MODELS", "VGG16", "LeNet5Caffe", "LeNet300100", "ResNet", "build"]

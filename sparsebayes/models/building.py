@@ -1,4 +1,4 @@
-"""A model from its name, or from the user's own function.
+"""A model from its name, from torchvision's, or from the user's own function.
 
 >>> build("lenet_300_100", {"num_classes": 2}).fc3.out_features
 2
@@ -15,6 +15,9 @@ from torch import nn
 
 from sparsebayes.errors import ModelError, unknown
 from sparsebayes.models.lenet import LeNet5Caffe, LeNet300100
+from sparsebayes.models.resnet import resnet18, resnet20, resnet56
+from sparsebayes.models.torchvision_models import PREFIX, build_classifier
+from sparsebayes.models.vgg import VGG16
 from sparsebayes.user_code import call_function, load_function
 
 __all__ = ["MODELS", "build"]
@@ -22,6 +25,10 @@ __all__ = ["MODELS", "build"]
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet_300_100": LeNet300100,
     "lenet5_caffe": LeNet5Caffe,
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+    "resnet56": resnet56,
+    "vgg16": VGG16,
 }
 
 
@@ -29,7 +36,8 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
     """Build a network with fresh random weights (from PyTorch's global generator, as its layers draw them).
 
     Args:
-        name: a key of `MODELS`, or "package.module:function" for the user's own builder.
+        name: a key of `MODELS`; "torchvision:NAME" for a classifier of torchvision; or "package.module:function"
+            for the user's own builder.
         options: keyword arguments of the builder, for example `{"num_classes": 10}`.
 
     Returns:
@@ -39,12 +47,16 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
         ModelError: unknown name; module or function not found; an option that the builder does not take, or
             lacks; the builder fails, or returns something that is not an `nn.Module`.
     """
+    if name.startswith(PREFIX):
+        return build_classifier(name.removeprefix(PREFIX), dict(options or {}))
     if ":" in name:
         builder = load_function("model", name, ModelError)
     elif name in MODELS:
         builder = MODELS[name]
     else:
-        raise ModelError(f"{unknown('model', name, MODELS)}, or your own as 'package.module:function'")
+        raise ModelError(
+            f"{unknown('model', name, MODELS)}, 'torchvision:NAME', or your own as 'package.module:function'"
+        )
     model = call_function("model", name, builder, dict(options or {}), ModelError)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {name!r} must return a torch.nn.Module, got {type(model).__name__}")

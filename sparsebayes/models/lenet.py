@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError
+from sparsebayes.models.sizes import check_positive
 
 __all__ = ["LeNet5Caffe", "LeNet300100"]
 
@@ -31,7 +32,7 @@ class LeNet300100(nn.Module):
 
     def __init__(self, *, in_channels: int = 1, num_classes: int = 10, input_size: int = 28) -> None:
         super().__init__()
-        _check_positive({"in_channels": in_channels, "num_classes": num_classes, "input_size": input_size})
+        check_positive(in_channels=in_channels, num_classes=num_classes, input_size=input_size)
         self.fc1 = nn.Linear(in_channels * input_size**2, 300)
         self.fc2 = nn.Linear(300, 100)
         self.fc3 = nn.Linear(100, num_classes)
@@ -56,7 +57,7 @@ class LeNet5Caffe(nn.Module):
 
     def __init__(self, *, in_channels: int = 1, num_classes: int = 10, input_size: int = 28) -> None:
         super().__init__()
-        _check_positive({"in_channels": in_channels, "num_classes": num_classes, "input_size": input_size})
+        check_positive(in_channels=in_channels, num_classes=num_classes, input_size=input_size)
         side = ((input_size - 4) // 2 - 4) // 2  # each 5x5 convolution takes 4 pixels, each pooling halves
         if side < 1:
             raise ModelError(
@@ -77,12 +78,3 @@ class LeNet5Caffe(nn.Module):
         x = torch.relu(self.fc1(x))
         logits: Tensor = self.fc2(x)
         return logits
-
-
-def _check_positive(sizes: dict[str, int]) -> None:
-    """Refuse a size that is not a positive whole number."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ModelError(
-                f"{name} must be a positive whole number, got {size!r}; change the model's options"
-            )

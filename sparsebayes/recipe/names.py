@@ -37,7 +37,7 @@ __all__ = [
 # The names that the tables of `data`, `models` and `groups` know, repeated because those tables import torch;
 # tests/recipe/test_names.py holds the two together.
 DATA_NAMES = ("embedded_mnist", "fashion_mnist", "mnist")
-MODEL_NAMES = ("lenet5_caffe", "lenet_300_100")
+MODEL_NAMES = ("lenet5_caffe", "lenet_300_100", "resnet18", "resnet20", "resnet56", "vgg16")
 RULE_NAMES = (
     "blocks",
     "channels",
@@ -101,7 +101,7 @@ def check_data_name(value: object) -> str:
 
 
 def check_model_name(value: object) -> str:
-    """Accept the name of a model, or of user code that builds one.
+    """Accept the name of a model, `"torchvision:NAME"`, or the name of user code that builds one.
 
     Raises:
         ValueError: `value` is no text, no name of `MODEL_NAMES`, and no `"package.module:function"`.
