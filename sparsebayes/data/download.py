@@ -1,9 +1,10 @@
-"""Getting MNIST and FashionMNIST through torchvision, without ever hanging where there is no network."""
+"""Getting the public data sets through torchvision, without ever hanging where there is no network."""
 
 from __future__ import annotations
 
 import shutil
 import socket
+import tarfile
 import tempfile
 import threading
 import urllib.error
@@ -14,7 +15,7 @@ from pathlib import Path
 from sparsebayes.errors import DataError
 from sparsebayes.torchvision_compat import import_torchvision
 
-__all__ = ["download_idx"]
+__all__ = ["download_archive", "download_idx"]
 
 # Seconds for a server to answer at all, and for one to go silent in the middle of a file.
 _ANSWER_TIMEOUT = 8.0
@@ -48,6 +49,46 @@ def download_idx(class_name: str, raw: Path, stems: Sequence[str]) -> None:
                 shutil.move(Path(scratch, class_name, "raw", stem), raw / stem)
     except (OSError, RuntimeError) as error:
         raise DataError(f"the download of {class_name} failed ({type(error).__name__}: {error})") from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def download_archive(url: str, md5: str, folder: Path, files: Sequence[str]) -> None:
+    """Download a tar archive and take some files out of it.
+
+    They appear in `folder` complete or not at all: the archive is fetched beside it and checked against its MD5 sum.
+
+    Args:
+        url: of the archive.
+        md5: its published MD5 sum.
+        folder: where to put the files; created if need be. The archive holds them in a folder of the same name.
+        files: their names.
+
+    Raises:
+        DataError: the server does not answer, the download fails, or `folder` cannot be written.
+    """
+    name = url.rpartition("/")[2]
+    if not _any_answers([url]):
+        raise DataError("its server does not answer")
+    fetch = import_torchvision().datasets.utils.download_url
+    timeout = socket.getdefaulttimeout()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
+            socket.setdefaulttimeout(_STALL_TIMEOUT)  # torchvision opens its connections without one
+            fetch(url, scratch, filename=name, md5=md5)
+            with tarfile.open(Path(scratch, name)) as archive:
+                for file in files:
+                    # Read, not extracted: a member cannot choose where it is written.
+                    content = archive.extractfile(f"{folder.name}/{file}")
+                    if content is None:
+                        raise DataError(f"{name} holds no file {file}")
+                    with content, Path(scratch, file).open("wb") as target:
+                        shutil.copyfileobj(content, target)
+            for file in files:
+                shutil.move(Path(scratch, file), folder / file)
+    except (OSError, RuntimeError, KeyError, tarfile.TarError) as error:
+        raise DataError(f"the download of {name} failed ({type(error).__name__}: {error})") from error
     finally:
         socket.setdefaulttimeout(timeout)
 

@@ -3,13 +3,14 @@
 >>> load("embedded_mnist")
 Dataset('embedded_mnist', train=Images(10,000 of 1x28x28, labels 0 to 9), test=..., 10 classes)
 
-MNIST: Y. LeCun, C. Cortes, C. J. C. Burges. FashionMNIST: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a
-    Novel
-Image Dataset for Benchmarking Machine Learning Algorithms", arXiv 1708.07747, 2017.
+MNIST: Y. LeCun, C. Cortes, C. J. C. Burges. FashionMNIST: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image
+Dataset for Benchmarking Machine Learning Algorithms", arXiv 1708.07747, 2017. CIFAR-10 and CIFAR-100: A. Krizhevsky,
+"Learning multiple layers of features from tiny images", 2009.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 import zlib
@@ -21,9 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsebayes.data.download import download_idx
+from sparsebayes.data.cifar import CIFAR10, CIFAR100, Cifar, read_cifar
+from sparsebayes.data.download import download_archive, download_idx
 from sparsebayes.data.idx import find_idx, read_images
 from sparsebayes.data.images import Dataset, Images
+from sparsebayes.data.shapes import make_shapes
 from sparsebayes.errors import DataError, unknown
 from sparsebayes.user_code import call_function, load_function
 
@@ -34,6 +37,8 @@ _EMBEDDED = Path(__file__).with_name("embedded")
 # Mean and standard deviation of the training pixels, scaled to 0..1.
 _MNIST_MEAN, _MNIST_STD = (0.1307,), (0.3081,)
 _FASHION_MEAN, _FASHION_STD = (0.2860,), (0.3530,)
+_CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_CIFAR100_MEAN, _CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
 def load(name: str, *, root: str | Path | None = None) -> Dataset:
@@ -43,8 +48,9 @@ def load(name: str, *, root: str | Path | None = None) -> Dataset:
         name: a key of `SOURCES`, or "package.module:function" for the user's own function, which takes no
             argument and returns a `Dataset`.
         root: folder of the data; None: $SPARSEBAYES_DATA, else the user's cache. MNIST is looked for in
-            `root/MNIST/raw`, FashionMNIST in `root/FashionMNIST/raw`, as torchvision does. The embedded sets
-            and the user's own ignore it.
+            `root/MNIST/raw`, FashionMNIST in `root/FashionMNIST/raw`, CIFAR-10 in `root/cifar-10-batches-bin` (the
+            binary version) and `root/cifar-10-batches-py` (torchvision's), CIFAR-100 in `root/cifar-100-binary` and
+            `root/cifar-100-python`. The embedded sets, `shapes` and the user's own ignore it.
 
     Returns:
         The data set, on the CPU.
@@ -96,6 +102,55 @@ def _idx_source(
     return Dataset(name, train, test, 10, mean, std)
 
 
+def _cifar_source(
+    root: Path, *, cifar: Cifar, mean: tuple[float, ...], std: tuple[float, ...], instead: str
+) -> Dataset:
+    """CIFAR-10 or CIFAR-100: binary batches, else Python batches, else a download of the binary ones."""
+    parts = read_cifar(root, cifar)
+    if parts is None:
+        try:
+            download_archive(cifar.url, cifar.archive_md5, root / cifar.binary, cifar.files)
+        except DataError as error:
+            raise DataError(
+                f"{cifar.name} is not in {root / cifar.binary} or {root / cifar.python}, and {error}; either set "
+                f"data.root or $SPARSEBAYES_DATA to a folder that holds one of the two, or use {instead}, which needs "
+                "no file, or connect to the network once"
+            ) from error
+        parts = read_cifar(root, cifar)
+        if parts is None:
+            raise DataError(f"the files of {cifar.name} vanished from {root / cifar.binary}; try again")
+    return Dataset(cifar.name, *parts, cifar.num_classes, mean, std)
+
+
+def _shapes(root: Path) -> Dataset:
+    """The procedural shapes; `root` does not matter."""
+    return make_shapes()
+
+
+def _embedded_cifar10(root: Path) -> Dataset:
+    """The 2,300 training and 500 test images inside the package; `root` does not matter."""
+    path = _EMBEDDED / "cifar10.npz"
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            tensors = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        train, test = _grid(tensors, "train"), _grid(tensors, "test")
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is absent or damaged ({error}); install the package again") from error
+    return Dataset("embedded_cifar10", train, test, 10, _CIFAR10_MEAN, _CIFAR10_STD)
+
+
+def _grid(tensors: dict[str, Tensor], part: str) -> Images:
+    """Images of one part: a lossless WebP picture that holds them in rows of fifty."""
+    from PIL import Image
+
+    labels = tensors[f"{part}_labels"].to(torch.int64)
+    with Image.open(io.BytesIO(tensors[f"{part}_webp"].numpy().tobytes()), formats=["WEBP"]) as picture:
+        pixels = torch.from_numpy(np.array(picture.convert("RGB")))  # [rows*32, 50*32, 3]
+    rows, columns = pixels.shape[0] // 32, pixels.shape[1] // 32
+    tiles = pixels.reshape(rows, 32, columns, 32, 3).permute(0, 2, 4, 1, 3)  # [rows, 50, 3, 32, 32]
+    return Images(tiles.reshape(-1, 3, 32, 32).contiguous(), labels)
+
+
 def _embedded_mnist(root: Path) -> Dataset:
     """The 10,000 training and 2,000 test digits inside the package; `root` does not matter."""
     path = _EMBEDDED / "mnist.npz"
@@ -119,4 +174,16 @@ SOURCES: dict[str, Callable[[Path], Dataset]] = {
         _idx_source, name="fashion_mnist", class_name="FashionMNIST", mean=_FASHION_MEAN, std=_FASHION_STD
     ),
     "embedded_mnist": _embedded_mnist,
+    "cifar10": partial(
+        _cifar_source,
+        cifar=CIFAR10,
+        mean=_CIFAR10_MEAN,
+        std=_CIFAR10_STD,
+        instead="data.name=embedded_cifar10",
+    ),
+    "cifar100": partial(
+        _cifar_source, cifar=CIFAR100, mean=_CIFAR100_MEAN, std=_CIFAR100_STD, instead="data.name=shapes"
+    ),
+    "embedded_cifar10": _embedded_cifar10,
+    "shapes": _shapes,
 }

@@ -36,7 +36,15 @@ __all__ = [
 
 # The names that the tables of `data`, `models` and `groups` know, repeated because those tables import torch;
 # tests/recipe/test_names.py holds the two together.
-DATA_NAMES = ("embedded_mnist", "fashion_mnist", "mnist")
+DATA_NAMES = (
+    "cifar10",
+    "cifar100",
+    "embedded_cifar10",
+    "embedded_mnist",
+    "fashion_mnist",
+    "mnist",
+    "shapes",
+)
 MODEL_NAMES = ("lenet5_caffe", "lenet_300_100", "resnet18", "resnet20", "resnet56", "vgg16")
 RULE_NAMES = (
     "blocks",

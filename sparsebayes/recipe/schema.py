@@ -101,7 +101,7 @@ class DataSection(_Section):
         description="Training images kept out of training, to choose the network by.",
     )
     batch_size: BatchSize = Field(default=128, description="Images of one training step.")
-    augment: Literal["none", "shift", "shift1", "affine"] = Field(
+    augment: Literal["none", "shift", "shift1", "affine", "crop_flip", "crop_flip_cutout"] = Field(
         default="none", description="Random change of each training image."
     )
 

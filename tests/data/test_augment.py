@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from sparsebayes.data import augment
-from sparsebayes.data.augment import AUGMENTATIONS, affine, shift
+from sparsebayes.data.augment import AUGMENTATIONS, affine, crop_flip, cutout, shift
 
 
 def generator(seed: int = 0) -> Generator:
@@ -130,3 +130,40 @@ def test_another_seed_changes_them_otherwise() -> None:
     assert not torch.equal(shift(images, generator(3)), shift(images, generator(4)))
     assert not torch.equal(affine(images, generator(3)), affine(images, generator(4)))
     assert torch.equal(AUGMENTATIONS["none"](images, generator(3)), images)
+
+
+def test_crop_flip_moves_by_up_to_four_pixels_and_mirrors_half() -> None:
+    images = torch.randint(1, 200, (100, 1, 5, 6), generator=generator(1)).to(torch.float32)
+    result = crop_flip(images, generator())
+    seen, mirrored = set(), 0
+    for before, after in zip(images, result, strict=True):
+        fits = [
+            (down, right, flip)
+            for down in range(-4, 5)
+            for right in range(-4, 5)
+            for flip in (False, True)
+            if torch.equal(moved(before, down, right).flip(2) if flip else moved(before, down, right), after)
+        ]
+        assert len(fits) == 1
+        seen.add(fits[0][:2])
+        mirrored += fits[0][2]
+    assert len(seen) > 50  # of 81
+    assert 35 < mirrored < 65
+
+
+def test_cutout_hides_one_square_behind_the_mean_colour() -> None:
+    images = torch.rand(300, 3, 8, 8, generator=generator(1), dtype=torch.float64)
+    result = cutout(images, generator())
+    sizes = set()
+    for before, after in zip(images, result, strict=True):
+        hidden = (before != after).any(0)
+        rows, columns = hidden.any(1), hidden.any(0)
+        assert torch.equal(hidden, rows[:, None] & columns[None, :])
+        assert torch.equal(after[:, hidden], before.mean((1, 2))[:, None].expand(3, int(hidden.sum())))
+        for axis in (rows, columns):
+            inside = axis.nonzero().flatten().tolist()
+            assert inside == list(range(inside[0], inside[-1] + 1))
+            assert len(inside) == 4 or inside[0] == 0 or inside[-1] == 7
+        sizes.add((int(rows.sum()), int(columns.sum())))
+    assert max(sizes) == (4, 4)
+    assert min(sizes) == (2, 2)
