@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparsebayes.curvature.capture import Capture
 from sparsebayes.curvature.fallback import per_image_gradients
 from sparsebayes.curvature.layers import Call, SliceCall
+from sparsebayes.curvature.scaling import derivatives
 from sparsebayes.curvature.squares import sum_squares
 
 __all__ = ["Block"]
@@ -42,7 +43,8 @@ class Block:
         self._capture = capture
         self._untracked = sorted(untracked)
         self._kept: dict[str, Tensor] = {}
-        self._values = {name: p.detach() for name, p in model.named_parameters()}
+        self._parameters = dict(model.named_parameters())
+        self._values = {name: p.detach() for name, p in self._parameters.items()}
 
     def value(self, name: str) -> Tensor:
         """A parameter, without gradients."""
@@ -74,6 +76,21 @@ class Block:
         if not self._kept:
             self._kept = per_image_gradients(self._model, self._untracked, self._x, self._v)
         return self._kept[name][:, images]
+
+    def switches(self, name: str) -> Tensor:
+        """Derivatives with respect to a parameter that multiplies activations.
+
+        Args:
+            name: one of the sweep's switches.
+
+        Returns:
+            Of shape `[K, n, *shape of the parameter]`.
+        """
+        if not self.tracked(name):
+            return self.entries(name, slice(0, self.num_images))
+        if not self._capture.scalings:
+            return self._v.new_zeros(self.num_passes, self.num_images, *self._values[name].shape)
+        return derivatives(self._capture.scalings, self._parameters[name])
 
     def squares(self, name: str, *, fourth: bool) -> tuple[Tensor, Tensor | None]:
         """Sum q = sum_k (gradient)^2, and q^2, over the block's images, entry by entry.

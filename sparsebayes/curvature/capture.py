@@ -2,7 +2,8 @@
 
 A torch function mode sees the torch functions that a forward pass calls, with their arguments. Where
 `linear`, `conv*d` or `batch_norm` gets a parameter of interest, the call is recorded with its input, its
-output and the places in the autograd graph where their gradients will arrive. So a module called twice yields
+output and the places in the autograd graph where their gradients will arrive; where an activation is multiplied
+by a switch, so is the product. So a module called twice yields
 two records, a parameter used without a module one like any other, and nothing depends on module types.
 
 The autograd graph is then the witness that nothing was missed: it counts every use of a parameter that the
@@ -17,12 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
+import torch
 from torch import Tensor, conv1d, conv2d, conv3d, is_grad_enabled, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from sparsebayes.curvature.layers import Call, ConvCall, LinearCall, NormCall
+from sparsebayes.curvature.scaling import Scaling, is_made_of, scale
 from sparsebayes.errors import ModelError
 
 __all__ = ["Capture"]
@@ -35,18 +38,27 @@ class Capture(TorchFunctionMode):
     Args:
         parameters: the parameters of interest by name; they must require gradients.
         by_column: names of those that will be asked for `Call.columns`, which costs the input's gradient.
+        switches: names of those that multiply activations.
 
     Attributes:
-        calls: the records, in the order of the calls.
+        calls: the records of layers, in the order of the calls.
+        scalings: the records of products with switches, likewise.
 
     Raises:
         ModelError: while entered, if a batch norm uses the statistics of the batch: its images are coupled,
             and a per-image derivative does not exist.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], by_column: frozenset[str]) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        by_column: frozenset[str],
+        switches: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__()
         self.calls: list[Call] = []
+        self.scalings: list[Scaling] = []
+        self._switches = frozenset(get_gradient_edge(parameters[name]).node for name in switches)
         self._parameters = parameters
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._by_column = by_column
@@ -69,6 +81,8 @@ class Capture(TorchFunctionMode):
                 return self._linear(*args, **keywords)
             if func in _CONVOLUTIONS:
                 return self._conv(func, *args, **keywords)
+            if self._switches and func in _PRODUCTS and len(args) == 2 and not keywords:
+                return self._product(func, *args)
         return func(*args, **keywords)
 
     def untracked(self, outputs: Tensor, num_images: int) -> set[str]:
@@ -159,6 +173,24 @@ class Capture(TorchFunctionMode):
         statistics = {"mean": running_mean, "inverse_std": (running_var + eps).rsqrt()}
         return self._record(NormCall, run, input, weight, bias, statistics)
 
+    def _product(self, func: Callable[..., Tensor], first: Any, second: Any) -> Tensor:
+        for factor, other in ((first, second), (second, first)):
+            # A factor without a dim of the images, which comes first, is the same for all of them.
+            if (
+                isinstance(factor, Tensor)
+                and isinstance(other, Tensor)
+                and factor.requires_grad
+                and other.ndim > 1
+                and (factor.ndim < other.ndim or (factor.ndim == other.ndim and len(factor) == 1))
+                and _spreads(factor.shape, other.shape)
+                and factor.dtype == other.dtype
+                and is_made_of(factor, self._switches)
+            ):
+                product, scaling = scale(first, second, factor is second)
+                self.scalings.append(scaling)
+                return product
+        return func(first, second)
+
     def _record(
         self,
         kind: type[Call],
@@ -194,6 +226,12 @@ class Capture(TorchFunctionMode):
 
 
 _CONVOLUTIONS = frozenset({conv1d, conv2d, conv3d})
+_PRODUCTS = frozenset({torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__})
+
+
+def _spreads(shape: torch.Size, target: torch.Size) -> bool:
+    """Whether a factor of a shape can be spread over a tensor without making it larger."""
+    return all(size in (1, wide) for size, wide in zip(reversed(shape), reversed(target), strict=False))
 
 
 def _walk(start: Node | None, accumulators: Mapping[Node, str]) -> tuple[set[Node], Counter[str]]:

@@ -89,8 +89,11 @@ def ggn_matrix(
         return logits
 
     jacobians = jacrev(outputs)(values)  # name -> [n, C, *shape]
-    flat = torch.cat([jacobians[name].detach().flatten(2) for name in parameters], dim=2)
-    return _sandwich(flat, output_hessian(outputs(values).detach(), y, likelihood))
+    hessians = output_hessian(outputs(values).detach(), y, likelihood)
+    flat = torch.cat(
+        [jacobians[name].detach().reshape(*hessians.shape[:2], -1) for name in parameters], dim=2
+    )
+    return _sandwich(flat, hessians)
 
 
 def ggn_diagonal(

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
-__all__ = ["Curvature"]
+__all__ = ["Curvature", "from_sums"]
 
 
 @final
@@ -26,21 +27,56 @@ class Curvature:
             used.
         num_images: how many images were used.
         num_data: how many images the data set holds.
+        matrix: the full curvature matrix, of shape `[G, G]`, in the same unit; None where only its diagonal was
+            computed.
     """
 
     diagonal: Tensor
     standard_error: Tensor
     num_images: int
     num_data: int
+    matrix: Tensor | None = None
+
+    @property
+    def relative_error(self) -> float:
+        """Norm of the standard errors over the norm of the diagonal; 0 where there is no curvature."""
+        # Of the norms: groups whose curvature is 0 would make a mean of ratios meaningless.
+        norm = float(self.diagonal.norm())
+        return float(self.standard_error.norm()) / norm if norm > 0 else 0.0
 
     def __repr__(self) -> str:
         if self.diagonal.numel() == 0:
             return f"Curvature(0 groups, from {self.num_images} of {self.num_data} images)"
         low, high = float(self.diagonal.min()), float(self.diagonal.max())
-        # Of the norm: groups whose curvature is 0 would make a mean of ratios meaningless.
-        norm = float(self.diagonal.norm())
-        error = float(self.standard_error.norm()) / norm if norm > 0 else 0.0
         return (
             f"Curvature({self.diagonal.numel()} groups, {low:.3g} to {high:.3g} nats, "
-            f"relative error {error:.2g}, from {self.num_images} of {self.num_data} images)"
+            f"relative error {self.relative_error:.2g}, from {self.num_images} of {self.num_data} images)"
         )
+
+
+def from_sums(
+    first: Tensor, second: Tensor, used: int, num_data: int, dtype: torch.dtype, matrix: Tensor | None = None
+) -> Curvature:
+    """Turn sums over images into a curvature with its standard error.
+
+    Args:
+        first: sum of the images' contributions q, float64, of shape `[G]`.
+        second: sum of q^2, likewise.
+        used: how many images.
+        num_data: images in the whole data set, to which the curvature is scaled.
+        dtype: of the result.
+        matrix: the full matrix, scaled already; None if it was not computed.
+    """
+    mean = first / used
+    if used > 1:
+        variance = (second / used - mean.square()).clamp(min=0) * (used / (used - 1))
+        error = num_data * (variance / used).sqrt()
+    else:
+        error = torch.full_like(mean, torch.inf)
+    return Curvature(
+        (num_data * mean).to(dtype),
+        error.to(dtype),
+        num_images=used,
+        num_data=num_data,
+        matrix=None if matrix is None else matrix.to(dtype),
+    )

@@ -21,6 +21,7 @@ from sparsebayes.curvature.block import Block
 from sparsebayes.curvature.capture import Capture
 from sparsebayes.curvature.factors import Starts
 from sparsebayes.curvature.layers import Call
+from sparsebayes.curvature.scaling import Scaling
 from sparsebayes.errors import DataError, GroupingError, ModelError, NumericsError, RecipeError
 
 __all__ = ["Batches", "Sweep", "check_num_data"]
@@ -41,6 +42,7 @@ class Sweep:
         model: the network f; its outputs are logits of shape `[n, C]`.
         names: the parameters of interest.
         by_column: those of them that `Block.columns` will be asked for.
+        switches: those of them that multiply activations.
         starts: logits -> starting vectors; names the likelihood that the targets must fit.
 
     Raises:
@@ -49,7 +51,13 @@ class Sweep:
     """
 
     def __init__(
-        self, model: nn.Module, names: Iterable[str], *, by_column: Iterable[str] = (), starts: Starts
+        self,
+        model: nn.Module,
+        names: Iterable[str],
+        *,
+        by_column: Iterable[str] = (),
+        switches: Iterable[str] = (),
+        starts: Starts,
     ) -> None:
         known = dict(model.named_parameters())
         self._parameters: dict[str, nn.Parameter] = {}
@@ -68,6 +76,8 @@ class Sweep:
             raise ModelError("expected at least one parameter to compute the curvature of, got none")
         self._model = model
         self._by_column = frozenset(by_column)
+        self._switches = frozenset(switches)
+        self._signature: list[tuple[torch.Size, torch.Size]] = []
         self._starts = starts
         self._stack = ExitStack()
 
@@ -158,15 +168,23 @@ class Sweep:
                 f"expected finite network outputs, got nan or inf for image {used + bad}; check the "
                 "weights and the inputs"
             )
-        untracked = capture.untracked(logits, len(x)) | mixed
+        untracked = capture.untracked(logits, len(x)) | mixed | self._misread(capture, len(x))
         v = self._starts(logits.detach())
-        _backward(
-            logits, v, [call for call in capture.calls if {call.weight, call.bias} - untracked - {None}]
-        )
+        calls = [call for call in capture.calls if {call.weight, call.bias} - untracked - {None}]
+        _backward(logits, v, calls, [] if self._switches <= untracked else capture.scalings)
         return Block(self._model, x, v, capture, untracked)
 
+    def _misread(self, capture: Capture, num_images: int) -> set[str]:
+        """The switches, if the products found are not the same for every number of images.
+
+        A tensor whose first dim happens to be as long as the batch passes for an activation.
+        """
+        intact = all(one.input_intact and len(one.input) == num_images for one in capture.scalings)
+        same = [scaling.signature for scaling in capture.scalings] == self._signature
+        return set() if intact and same else set(self._switches)
+
     def _forward(self, x: Tensor) -> tuple[Capture, Tensor]:
-        with Capture(self._parameters, self._by_column) as capture:
+        with Capture(self._parameters, self._by_column, self._switches) as capture:
             logits = self._model(x)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
@@ -189,6 +207,7 @@ class Sweep:
         """
         few = x[torch.arange(3, device=x.device) % len(x)]
         capture, together = self._forward(few)
+        self._signature = [scaling.signature for scaling in capture.scalings]
         pair_capture, pair = self._forward(few[:2])
         difference = float((together[:2] - pair).detach().abs().max())
         # Room for kernels that are chosen by batch size and round differently, TF32 included.
@@ -198,7 +217,8 @@ class Sweep:
                 "batch, nor on chance, in evaluation mode; outputs for one image differ by "
                 f"{difference:.3g} between two batches"
             )
-        return capture.untracked(together, 3) | pair_capture.untracked(pair, 2), together.shape[1]
+        mixed = capture.untracked(together, 3) | pair_capture.untracked(pair, 2)
+        return mixed | self._misread(capture, 3) | self._misread(pair_capture, 2), together.shape[1]
 
 
 def check_num_data(num_data: int) -> None:
@@ -213,19 +233,26 @@ def check_num_data(num_data: int) -> None:
         )
 
 
-def _backward(logits: Tensor, v: Tensor, calls: list[Call]) -> None:
-    """Fill in the calls' gradients, of shape `[K, n, ...]`."""
+def _backward(logits: Tensor, v: Tensor, calls: list[Call], scalings: list[Scaling]) -> None:
+    """Fill in the calls' gradients, of shape `[K, n, ...]`, and the scalings' derivatives."""
     edges = [call.output_edge for call in calls]
     edges += [call.input_edge for call in calls if call.input_edge is not None]
+    num_kept = len(edges)
+    edges += [scaling.edge for scaling in scalings]
     if not edges:
         return
-    passes: list[tuple[Tensor | None, ...]] = [(None,) * len(edges)]
-    if logits.requires_grad:  # else the outputs are cut off from every parameter of interest
-        passes = [
-            torch.autograd.grad(logits, edges, start, retain_graph=k + 1 < len(v), allow_unused=True)
-            for k, start in enumerate(v)
-        ]
-    stacks = iter([_stack([one[i] for one in passes]) for i in range(len(edges))])
+    passes: list[tuple[Tensor | None, ...]] = []
+    for k, start in enumerate(v):
+        gradients: tuple[Tensor | None, ...] = (None,) * len(edges)
+        if logits.requires_grad:  # else the outputs are cut off from every parameter of interest
+            gradients = torch.autograd.grad(
+                logits, edges, start, retain_graph=k + 1 < len(v), allow_unused=True
+            )
+        # Used up at once: all passes' gradients of all activations would be K times a training step's memory.
+        for scaling, gradient in zip(scalings, gradients[num_kept:], strict=True):
+            scaling.add_pass(gradient)
+        passes.append(gradients[:num_kept])
+    stacks = iter([_stack([one[i] for one in passes]) for i in range(num_kept)])
     for call in calls:
         call.output_grad = _or_zeros(next(stacks), call.output, len(v))
     for call in calls:

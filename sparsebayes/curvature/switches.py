@@ -1,42 +1,49 @@
-"""Gauss-Newton curvature of every group's switch: how much the loss bends when a group is scaled.
+"""Gauss-Newton curvature of switches that are parameters, such as the architecture weights of a supernet.
 
-Multiply the gate entries of group g by a switch z_g (= 1). For image n with starting vectors v_nk
-(`factors.py`),
+For image n with starting vectors v_nk (`factors.py`) and all E entries of the switch parameters,
 
-    r_nkg = d(v_nk . f_n)/dz_g = sum over the group's gate entries e of  w_e d(v_nk . f_n)/dw_e
-    h_g   = num_data * mean_n sum_k r_nkg^2
+    r_nke = d(v_nk . f_n)/dz_e
+    G     = num_data * mean_n sum_k r_nk r_nk^T                          (E x E, its diagonal: h)
 
-The sum over a group's entries comes before the square, also where a unit is read by several layers: h_g is
-the curvature of the switch itself, off-diagonal terms between its weights included (h = w^T G w for the GGN
-matrix G of the weights). Groups that are slices of a weight along its output or input dim cost one product of
-activations and gradients; single weights are squared without ever forming a matrix of images by groups.
+A supernet multiplies the output of every operation by its switch, so that one backward pass through the
+activations gives r for all switches and images: no weight gradients are formed (`scaling.py`). A switch that
+several cells share is one parameter used several times: its derivatives are summed before they are squared.
+Switches that reach the network in another way (inside an einsum, behind a batched stack) are found and
+differentiated image by image instead, slower and as exactly.
 
-Martens, "New insights and perspectives on the natural gradient method", JMLR 2020, section 8, for the GGN;
-for networks that are piecewise linear in each weight its diagonal is that of the Hessian (Botev et al., ICML
-2017).
+The curvature is in z itself, whatever its value; that of a gate at z = 1 which scales the present value is
+z^2 h. Switches of filters, units and weights of an ordinary network: `gates.py`.
 
-    >>> curvature = gate_curvature(model, make_grouping(model, "filters"), loader, num_data=60000)
-    >>> curvature.diagonal                                               # [G], nats of the whole data set
+    >>> class Edge(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.ops = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
+    ...         self.alpha = nn.Parameter(torch.ones(2))
+    ...     def forward(self, x):
+    ...         return sum(z * op(x) for z, op in zip(self.alpha, self.ops))
+    >>> found = switch_curvature(Edge(), ["alpha"], loader, num_data=50000, estimator="exact")
+    >>> found.matrix, found.diagonal                                     # [2, 2], [2]
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from sparsebayes.curvature.block import Block
 from sparsebayes.curvature.factors import Factor, Starts
-from sparsebayes.curvature.parts import parts_of, reads_columns
-from sparsebayes.curvature.result import Curvature
+from sparsebayes.curvature.result import Curvature, from_sums
 from sparsebayes.curvature.sweep import Batches, Sweep, check_num_data
-from sparsebayes.errors import GroupingError, NumericsError
-from sparsebayes.groups.grouping import Grouping
+from sparsebayes.errors import NumericsError
 
-__all__ = ["gate_curvature", "gate_rows"]
+__all__ = ["switch_curvature", "switch_rows"]
 
 
-def gate_curvature(
+def switch_curvature(
     model: nn.Module,
-    grouping: Grouping,
+    switches: Sequence[str],
     batches: Batches,
     *,
     num_data: int,
@@ -46,64 +53,64 @@ def gate_curvature(
     draws: int = 1,
     num_images: int | None = None,
     seed: int = 0,
+    matrix: bool = True,
 ) -> Curvature:
-    """Compute the GGN curvature of each group's switch, in evaluation mode.
+    """Compute the GGN curvature of switch parameters, in evaluation mode.
 
     Args:
         model: the network; its outputs are logits of shape `[B, C]`. Mode, gradients and random states of the
             caller stay as they are.
-        grouping: G groups of entries of the model's parameters; only gate labels count. A group without gate
-            entries has curvature 0: nothing reads it.
-        batches: pairs of images `[B, ...]` and targets (class numbers `[B]`, or `[B, C]` for the other
-            likelihoods); moved to the model's device. How images are split into batches does not matter.
+        switches: names, as in `model.named_parameters()`; of any shapes, E entries altogether. A parameter
+            that several cells share is named once.
+        batches: pairs of images `[B, ...]` and targets; see `gate_curvature` for this and the options below.
         num_data: images in the whole data set, to which the curvature is scaled.
-        likelihood: "cross_entropy", "mse" or "binary_cross_entropy": the loss of one image, see `factors.py`.
+        likelihood: "cross_entropy", "mse" or "binary_cross_entropy".
         estimator: "monte_carlo" (unbiased, `draws` backward passes) or "exact" (one per output).
-        factor: random factor of the Monte Carlo estimator: "stick", "rademacher", "sampled_label", or own
-            starting vectors.
+        factor: "stick", "rademacher", "sampled_label", or own starting vectors.
         draws: random starting vectors per image.
         num_images: use only the first so many images; None: all.
-        seed: of the random factors; the same images and seed give the same result.
+        seed: of the random factors.
+        matrix: whether the full matrix is wanted, or its diagonal alone.
 
     Returns:
-        The curvature, in nats of the whole data set, with its standard error; in the parameters' dtype, on
-        their device.
+        The curvature, in nats of the whole data set: `diagonal` and `standard_error` of shape `[E]`, `matrix` of
+        shape `[E, E]`; entries of the parameters in the order of `switches`, each flattened.
 
     Raises:
         RecipeError: an unknown likelihood, estimator or factor, or `draws`, `num_data` or `num_images` below
             1.
         DataError: no images, or targets that do not fit.
-        GroupingError: the grouping has no gate entries, or is of another model.
+        GroupingError: the model has no parameter of a name.
         ModelError: outputs are not logits of shape `[B, C]`, or images influence each other.
         NumericsError: outputs or curvatures are not finite.
     """
     check_num_data(num_data)
+    names = list(dict.fromkeys(switches))
     used = 0
-    with _sweep(model, grouping, Starts(likelihood, estimator, factor, draws, seed)) as sweep:
-        parts = parts_of(grouping, sweep.device)
-        first = torch.zeros(grouping.num_groups, dtype=torch.float64, device=sweep.device)
-        second = torch.zeros_like(first)
+    first = second = product = None
+    starts = Starts(likelihood, estimator, factor, draws, seed)
+    with Sweep(model, names, switches=names, starts=starts) as sweep:
         for block in sweep.blocks(batches, num_images):
-            for part in parts:
-                q, q_squared = part.squares(block)
-                first[part.groups] += q
-                second[part.groups] += q_squared
+            rows = _rows(block, names).double()  # [K, n, E]
+            if first is None or second is None or product is None:
+                first, second = rows.new_zeros(2, rows.shape[2])
+                product = rows.new_zeros(rows.shape[2], rows.shape[2]) if matrix else rows.new_zeros(0)
+            q = rows.square().sum(0)  # [n, E]
+            first += q.sum(0)
+            second += q.square().sum(0)
+            if matrix:
+                flat = rows.flatten(0, 1)
+                product.addmm_(flat.T, flat)
             used += block.num_images
-    _check_finite(first, grouping)
-    mean = first / used
-    if used > 1:
-        variance = (second / used - mean.square()).clamp(min=0) * (used / (used - 1))
-        error = num_data * (variance / used).sqrt()
-    else:
-        error = torch.full_like(mean, torch.inf)
-    return Curvature(
-        (num_data * mean).to(sweep.dtype), error.to(sweep.dtype), num_images=used, num_data=num_data
-    )
+    assert first is not None and second is not None and product is not None, "a sweep has at least one image"
+    _check_finite(first, model, names)
+    full = product * (num_data / used) if matrix else None
+    return from_sums(first, second, used, num_data, sweep.dtype, matrix=full)
 
 
-def gate_rows(
+def switch_rows(
     model: nn.Module,
-    grouping: Grouping,
+    switches: Sequence[str],
     batches: Batches,
     *,
     likelihood: str = "cross_entropy",
@@ -113,76 +120,52 @@ def gate_rows(
     num_images: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Compute r, the derivatives of every image with respect to every switch: the full curvature in factors.
-
-    With R of shape `[K, N, G]`, `torch.einsum("kng,knh->gh", R, R) * num_data / N` is the curvature matrix of
-    the switches in nats of the whole data set (exact with estimator "exact"). Its diagonal is
-    `gate_curvature`. Needs memory for K * N * G numbers: for switches, units and filters, not for single
-    weights.
+    """Compute r, the derivatives of every image with respect to every switch: the curvature in factors.
 
     Args:
-        model: see `gate_curvature`.
-        grouping: see `gate_curvature`.
-        batches: see `gate_curvature`.
-        likelihood: see `gate_curvature`.
-        estimator: see `gate_curvature`.
-        factor: see `gate_curvature`.
-        draws: see `gate_curvature`.
-        num_images: see `gate_curvature`.
-        seed: see `gate_curvature`.
+        model: see `switch_curvature`.
+        switches: see `switch_curvature`.
+        batches: see `switch_curvature`.
+        likelihood: see `switch_curvature`.
+        estimator: see `switch_curvature`.
+        factor: see `switch_curvature`.
+        draws: see `switch_curvature`.
+        num_images: see `switch_curvature`.
+        seed: see `switch_curvature`.
 
     Returns:
-        R of shape `[K, N, G]`, images in the order of the batches, K = `draws` or the number of outputs; in
-        the parameters' dtype, on their device.
+        R of shape `[K, N, E]`, images in the order of the batches: `einsum("kne,knf->ef", R, R) * num_data / N`
+        is the curvature matrix.
 
     Raises:
-        SparseBayesError: as `gate_curvature`.
+        SparseBayesError: as `switch_curvature`.
     """
-    found: list[Tensor] = []
-    with _sweep(model, grouping, Starts(likelihood, estimator, factor, draws, seed)) as sweep:
-        parts = parts_of(grouping, sweep.device)
-        for block in sweep.blocks(batches, num_images):
-            rows = torch.zeros(
-                block.num_passes,
-                block.num_images,
-                grouping.num_groups,
-                dtype=sweep.dtype,
-                device=sweep.device,
-            )
-            for part in parts:
-                for images in part.image_slices(block):
-                    rows[:, images, part.groups] = part.rows(block, images)
-            found.append(rows)
+    names = list(dict.fromkeys(switches))
+    starts = Starts(likelihood, estimator, factor, draws, seed)
+    with Sweep(model, names, switches=names, starts=starts) as sweep:
+        found = [_rows(block, names) for block in sweep.blocks(batches, num_images)]
     result = torch.cat(found, dim=1)
-    _check_finite(result.sum((0, 1)), grouping)
+    _check_finite(result.sum((0, 1)), model, names)
     return result
 
 
-def _sweep(model: nn.Module, grouping: Grouping, starts: Starts) -> Sweep:
-    """A sweep over the gate parameters, once their shapes have been checked."""
-    gates = [labels for labels in grouping.labels if labels.gate]
-    if not gates:
-        raise GroupingError(
-            f"expected a grouping with gate labels, whose entries scale a switch; {grouping.name!r} has none"
-        )
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for labels in gates:
-        shape = shapes.get(labels.parameter, labels.shape)
-        if shape != labels.shape:
-            raise GroupingError(
-                f"the grouping {grouping.name!r} was made for {labels.parameter!r} of shape "
-                f"{list(labels.shape)}, but the model's is {list(shape)}; make the grouping anew"
-            )
-    by_column = [labels.parameter for labels in gates if reads_columns(labels)]
-    return Sweep(model, [labels.parameter for labels in gates], by_column=by_column, starts=starts)
+def _rows(block: Block, names: Sequence[str]) -> Tensor:
+    """Derivatives with respect to all switches, of shape `[K, n, E]`."""
+    shape = (block.num_passes, block.num_images, -1)
+    return torch.cat([block.switches(name).reshape(shape) for name in names], dim=2)
 
 
-def _check_finite(values: Tensor, grouping: Grouping) -> None:
-    """Refuse curvatures that are not numbers, by the name of the first layer that has one."""
+def _check_finite(values: Tensor, model: nn.Module, names: Sequence[str]) -> None:
+    """Refuse curvatures that are not numbers, by the name of the first parameter that has one."""
     bad = (~torch.isfinite(values)).nonzero().flatten()
-    if bad.numel():
-        layer = grouping.layers[int(grouping.layer_index[int(bad[0])])]
-        raise NumericsError(
-            f"expected finite curvatures, got nan or inf for {bad.numel()} of {values.numel()} groups, "
-            f"first in layer {layer!r}; gradients overflow: check its weights, or use float64"
-        )
+    if bad.numel() == 0:
+        return
+    parameters = dict(model.named_parameters())
+    place = int(bad[0])
+    for name in names:
+        if place < parameters[name].numel():
+            raise NumericsError(
+                f"expected finite curvatures, got nan or inf for {bad.numel()} of {values.numel()} switches, "
+                f"first in {name!r}; gradients overflow: check the weights, or use float64"
+            )
+        place -= parameters[name].numel()

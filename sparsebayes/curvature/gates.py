@@ -1,0 +1,180 @@
+"""Gauss-Newton curvature of every group's switch: how much the loss bends when a group is scaled.
+
+Multiply the gate entries of group g by a switch z_g (= 1). For image n with starting vectors v_nk
+(`factors.py`),
+
+    r_nkg = d(v_nk . f_n)/dz_g = sum over the group's gate entries e of  w_e d(v_nk . f_n)/dw_e
+    h_g   = num_data * mean_n sum_k r_nkg^2
+
+The sum over a group's entries comes before the square, also where a unit is read by several layers: h_g is
+the curvature of the switch itself, off-diagonal terms between its weights included (h = w^T G w for the GGN
+matrix G of the weights). Groups that are slices of a weight along its output or input dim cost one product of
+activations and gradients; single weights are squared without ever forming a matrix of images by groups.
+
+Martens, "New insights and perspectives on the natural gradient method", JMLR 2020, section 8, for the GGN;
+for networks that are piecewise linear in each weight its diagonal is that of the Hessian (Botev et al., ICML
+2017).
+
+    >>> curvature = gate_curvature(model, make_grouping(model, "filters"), loader, num_data=60000)
+    >>> curvature.diagonal                                               # [G], nats of the whole data set
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sparsebayes.curvature.factors import Factor, Starts
+from sparsebayes.curvature.parts import parts_of, reads_columns
+from sparsebayes.curvature.result import Curvature, from_sums
+from sparsebayes.curvature.sweep import Batches, Sweep, check_num_data
+from sparsebayes.errors import GroupingError, NumericsError
+from sparsebayes.groups.grouping import Grouping
+
+__all__ = ["gate_curvature", "gate_rows"]
+
+
+def gate_curvature(
+    model: nn.Module,
+    grouping: Grouping,
+    batches: Batches,
+    *,
+    num_data: int,
+    likelihood: str = "cross_entropy",
+    estimator: str = "monte_carlo",
+    factor: str | Factor = "stick",
+    draws: int = 1,
+    num_images: int | None = None,
+    seed: int = 0,
+) -> Curvature:
+    """Compute the GGN curvature of each group's switch, in evaluation mode.
+
+    Args:
+        model: the network; its outputs are logits of shape `[B, C]`. Mode, gradients and random states of the
+            caller stay as they are.
+        grouping: G groups of entries of the model's parameters; only gate labels count. A group without gate
+            entries has curvature 0: nothing reads it.
+        batches: pairs of images `[B, ...]` and targets (class numbers `[B]`, or `[B, C]` for the other
+            likelihoods); moved to the model's device. How images are split into batches does not matter.
+        num_data: images in the whole data set, to which the curvature is scaled.
+        likelihood: "cross_entropy", "mse" or "binary_cross_entropy": the loss of one image, see `factors.py`.
+        estimator: "monte_carlo" (unbiased, `draws` backward passes) or "exact" (one per output).
+        factor: random factor of the Monte Carlo estimator: "stick", "rademacher", "sampled_label", or own
+            starting vectors.
+        draws: random starting vectors per image.
+        num_images: use only the first so many images; None: all.
+        seed: of the random factors; the same images and seed give the same result.
+
+    Returns:
+        The curvature, in nats of the whole data set, with its standard error; in the parameters' dtype, on
+        their device.
+
+    Raises:
+        RecipeError: an unknown likelihood, estimator or factor, or `draws`, `num_data` or `num_images` below
+            1.
+        DataError: no images, or targets that do not fit.
+        GroupingError: the grouping has no gate entries, or is of another model.
+        ModelError: outputs are not logits of shape `[B, C]`, or images influence each other.
+        NumericsError: outputs or curvatures are not finite.
+    """
+    check_num_data(num_data)
+    used = 0
+    with _sweep(model, grouping, Starts(likelihood, estimator, factor, draws, seed)) as sweep:
+        parts = parts_of(grouping, sweep.device)
+        first = torch.zeros(grouping.num_groups, dtype=torch.float64, device=sweep.device)
+        second = torch.zeros_like(first)
+        for block in sweep.blocks(batches, num_images):
+            for part in parts:
+                q, q_squared = part.squares(block)
+                first[part.groups] += q
+                second[part.groups] += q_squared
+            used += block.num_images
+    _check_finite(first, grouping)
+    return from_sums(first, second, used, num_data, sweep.dtype)
+
+
+def gate_rows(
+    model: nn.Module,
+    grouping: Grouping,
+    batches: Batches,
+    *,
+    likelihood: str = "cross_entropy",
+    estimator: str = "monte_carlo",
+    factor: str | Factor = "stick",
+    draws: int = 1,
+    num_images: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Compute r, the derivatives of every image with respect to every switch: the full curvature in factors.
+
+    With R of shape `[K, N, G]`, `torch.einsum("kng,knh->gh", R, R) * num_data / N` is the curvature matrix of
+    the switches in nats of the whole data set (exact with estimator "exact"). Its diagonal is
+    `gate_curvature`. Needs memory for K * N * G numbers: for switches, units and filters, not for single
+    weights.
+
+    Args:
+        model: see `gate_curvature`.
+        grouping: see `gate_curvature`.
+        batches: see `gate_curvature`.
+        likelihood: see `gate_curvature`.
+        estimator: see `gate_curvature`.
+        factor: see `gate_curvature`.
+        draws: see `gate_curvature`.
+        num_images: see `gate_curvature`.
+        seed: see `gate_curvature`.
+
+    Returns:
+        R of shape `[K, N, G]`, images in the order of the batches, K = `draws` or the number of outputs; in
+        the parameters' dtype, on their device.
+
+    Raises:
+        SparseBayesError: as `gate_curvature`.
+    """
+    found: list[Tensor] = []
+    with _sweep(model, grouping, Starts(likelihood, estimator, factor, draws, seed)) as sweep:
+        parts = parts_of(grouping, sweep.device)
+        for block in sweep.blocks(batches, num_images):
+            rows = torch.zeros(
+                block.num_passes,
+                block.num_images,
+                grouping.num_groups,
+                dtype=sweep.dtype,
+                device=sweep.device,
+            )
+            for part in parts:
+                for images in part.image_slices(block):
+                    rows[:, images, part.groups] = part.rows(block, images)
+            found.append(rows)
+    result = torch.cat(found, dim=1)
+    _check_finite(result.sum((0, 1)), grouping)
+    return result
+
+
+def _sweep(model: nn.Module, grouping: Grouping, starts: Starts) -> Sweep:
+    """A sweep over the gate parameters, once their shapes have been checked."""
+    gates = [labels for labels in grouping.labels if labels.gate]
+    if not gates:
+        raise GroupingError(
+            f"expected a grouping with gate labels, whose entries scale a switch; {grouping.name!r} has none"
+        )
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for labels in gates:
+        shape = shapes.get(labels.parameter, labels.shape)
+        if shape != labels.shape:
+            raise GroupingError(
+                f"the grouping {grouping.name!r} was made for {labels.parameter!r} of shape "
+                f"{list(labels.shape)}, but the model's is {list(shape)}; make the grouping anew"
+            )
+    by_column = [labels.parameter for labels in gates if reads_columns(labels)]
+    return Sweep(model, [labels.parameter for labels in gates], by_column=by_column, starts=starts)
+
+
+def _check_finite(values: Tensor, grouping: Grouping) -> None:
+    """Refuse curvatures that are not numbers, by the name of the first layer that has one."""
+    bad = (~torch.isfinite(values)).nonzero().flatten()
+    if bad.numel():
+        layer = grouping.layers[int(grouping.layer_index[int(bad[0])])]
+        raise NumericsError(
+            f"expected finite curvatures, got nan or inf for {bad.numel()} of {values.numel()} groups, "
+            f"first in layer {layer!r}; gradients overflow: check its weights, or use float64"
+        )
