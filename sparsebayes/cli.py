@@ -23,7 +23,7 @@ from sparsebayes import __version__
 from sparsebayes.errors import RecipeError, RunError, SparseBayesError, unknown
 
 if TYPE_CHECKING:
-    from sparsebayes.recipe import Recipe
+    from sparsebayes.recipe import AnyRecipe
 
 __all__ = ["main"]
 
@@ -341,7 +341,7 @@ def _program() -> list[str]:
     return [name] if found is not None and Path(found).samefile(started) else [sys.argv[0]]
 
 
-def _load(name: str, preset: str | None, overrides: Sequence[str]) -> Recipe:
+def _load(name: str, preset: str | None, overrides: Sequence[str]) -> AnyRecipe:
     """`load_recipe`, imported late."""
     from sparsebayes.recipe import load_recipe
 
@@ -356,7 +356,7 @@ def _require_run(folder: Path) -> None:
         )
 
 
-def _require_device(recipe: Recipe) -> None:
+def _require_device(recipe: AnyRecipe) -> None:
     """Raise `RecipeError` where the recipe asks for a GPU that is not there."""
     if recipe.device == "cuda":
         import torch

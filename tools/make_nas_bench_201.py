@@ -31,7 +31,9 @@ def main() -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in sorted(rows, key=lambda row: row["arch"]):
-        writer.writerow([row["arch"], row["params_cifar10"], *(f"{float(row[name]):.2f}" for name in COLUMNS[2:])])
+        writer.writerow(
+            [row["arch"], row["params_cifar10"], *(f"{float(row[name]):.2f}" for name in COLUMNS[2:])]
+        )
     TARGET.parent.mkdir(exist_ok=True)
     # No name and no time in the header, so that the same table is the same file.
     TARGET.write_bytes(gzip.compress(text.getvalue().encode(), compresslevel=9, mtime=0))

@@ -114,7 +114,9 @@ def cell_string(genotype: Genotype) -> str:
         RecipeError: the genotype is of another space, or has an edge with several operations.
     """
     if genotype.space != "nas_bench_201":
-        raise RecipeError(f"the table holds cells of nas_bench_201, got one of {genotype.search_space.name!r}; set table: null")
+        raise RecipeError(
+            f"the table holds cells of nas_bench_201, got one of {genotype.search_space.name!r}; set table: null"
+        )
     ops: dict[tuple[int, int], str] = {}
     for source, target, op in genotype.cells["normal"]:
         if (source, target) in ops:
@@ -144,5 +146,7 @@ def cell_of(text: str) -> tuple[Op, ...]:
             for op, source in (entry.split("~") for entry in entries)
         ]
     except ValueError:
-        raise RecipeError(f"expected a cell such as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, got {text!r}") from None
+        raise RecipeError(
+            f"expected a cell such as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, got {text!r}"
+        ) from None
     return tuple(op for op in ops if op[2] != "none")

@@ -55,7 +55,9 @@ def _space(value: Any) -> Any:
     if isinstance(value, str) and value not in SPACE_NAMES:
         raise ValueError(unknown("search space", value, SPACE_NAMES) + ", or write one as a section")
     if not isinstance(value, (str, dict)):
-        raise ValueError(f"expected the name of a search space or a section that says one, got {show_value(value)}")
+        raise ValueError(
+            f"expected the name of a search space or a section that says one, got {show_value(value)}"
+        )
     return value
 
 
@@ -81,8 +83,12 @@ class SearchSection(_Section):
     num_images: int | None = Field(
         default=None, ge=1, le=10_000_000, description="Training images that the search uses; null: all."
     )
-    batch_size: BatchSize | None = Field(default=None, ge=2, description="Images of a step; null: data.batch_size.")
-    warmup_epochs: Epochs = Field(default=0, description="Passes that train the weights alone, switches fixed.")
+    batch_size: BatchSize | None = Field(
+        default=None, ge=2, description="Images of a step; null: data.batch_size."
+    )
+    warmup_epochs: Epochs = Field(
+        default=0, description="Passes that train the weights alone, switches fixed."
+    )
     epochs: Annotated[int, Field(ge=1, le=100_000)] = Field(
         default=1, description="Passes of each cycle, which train weights and switches; an update follows."
     )
@@ -94,11 +100,17 @@ class SearchSection(_Section):
         description="Share of the operations left that each cycle but the last switches off, the weakest first; what the "
         "evidence switches off goes as well.",
     )
-    lr: Rate = Field(default=0.05, description="Learning rate of the weights at the start; falls to 0 (cosine).")
+    lr: Rate = Field(
+        default=0.05, description="Learning rate of the weights at the start; falls to 0 (cosine)."
+    )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of weights and switches.")
     weight_decay: float = Field(default=3e-4, ge=0, le=10, description="Weight decay of the weights.")
-    switch_lr: Rate = Field(default=0.05, description="Learning rate of the switches at the start; falls alike.")
-    grad_clip: float | None = Field(default=5.0, gt=0, le=1e6, description="Largest norm of a gradient; null: any.")
+    switch_lr: Rate = Field(
+        default=0.05, description="Learning rate of the switches at the start; falls alike."
+    )
+    grad_clip: float | None = Field(
+        default=5.0, gt=0, le=1e6, description="Largest norm of a gradient; null: any."
+    )
     strength: float = Field(
         default=1.0, gt=0, le=1e12, description="Nats of evidence that an operation must be worth to stay."
     )
@@ -110,7 +122,8 @@ class SearchSection(_Section):
         "training images.",
     )
     rule: Literal["evidence", "entropy"] = Field(
-        default="evidence", description="When an operation stays: evidence z^2 h > 1, or the paper's entropy rule."
+        default="evidence",
+        description="When an operation stays: evidence z^2 h > 1, or the paper's entropy rule.",
     )
     joint: bool = Field(
         default=False,
@@ -139,7 +152,9 @@ class SearchSection(_Section):
 class RetrainSection(_Section):
     """The network that is built from the genotype, and how it is trained."""
 
-    width: Width | None = Field(default=None, description="Channels in the first stage; null: those of the search.")
+    width: Width | None = Field(
+        default=None, description="Channels in the first stage; null: those of the search."
+    )
     depth: Depth | None = Field(default=None, description="Cells of a stage; null: those of the search.")
     inherit: bool = Field(
         default=False, description="Start from the supernet's weights; at its width and depth only."
@@ -148,16 +163,26 @@ class RetrainSection(_Section):
     lr: Rate = Field(default=0.05, description="Learning rate at the start.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum.")
     weight_decay: float = Field(default=3e-4, ge=0, le=10, description="Weight decay.")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of a label spread over all classes.")
-    grad_clip: float | None = Field(default=5.0, gt=0, le=1e6, description="Largest norm of a gradient; null: any.")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of a label spread over all classes."
+    )
+    grad_clip: float | None = Field(
+        default=5.0, gt=0, le=1e6, description="Largest norm of a gradient; null: any."
+    )
     augment: Literal["none", "shift", "shift1", "affine", "crop_flip", "crop_flip_cutout"] | None = Field(
         default=None, description="Random change of each training image; null: data.augment."
     )
     drop_path: float = Field(
-        default=0.0, ge=0, lt=1, description="Probability of dropping an operation's result, reached at the end."
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Probability of dropping an operation's result, reached at the end.",
     )
     auxiliary: float = Field(
-        default=0.0, ge=0, le=10, description="Weight of a second classifier's loss at two thirds of the depth."
+        default=0.0,
+        ge=0,
+        le=10,
+        description="Weight of a second classifier's loss at two thirds of the depth.",
     )
 
     def settings(self) -> TrainSection:

@@ -36,7 +36,7 @@ from sparsebayes.train.progress import Reporter
 from sparsebayes.train.schedule import one_cycle
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["SearchLoaders", "Searcher", "decision_of"]
+__all__ = ["SearchLoaders", "Searcher", "WithSwitches", "check_batch", "decision_of", "make_method"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Searcher:
         reporter: Reporter,
     ) -> None:
         self.recipe = recipe
-        self.supernet = fast_layout_(supernet)
+        self.supernet = supernet
+        fast_layout_(supernet)
         self.loaders = loaders
         self.method = make_method(recipe, supernet, loaders.train.num_data)
         self._path = folder / "search.pt"
@@ -86,12 +87,12 @@ class Searcher:
         self._reporter = reporter
         section = recipe.search
         self._weights = torch.optim.SGD(
-            list(supernet.network.parameters()), 
+            list(supernet.network.parameters()),
             section.lr,
             section.momentum,
             weight_decay=section.weight_decay,
         )
-        self._switches = self.method.optimizer(supernet.switches) 
+        self._switches = self.method.optimizer(supernet.switches)
         self._epoch = 0
         self._own: Iterator[tuple[Tensor, Tensor]] = iter(())
 
@@ -105,7 +106,6 @@ class Searcher:
             NumericsError: the search diverged.
         """
         section = self.recipe.search
-        self._resume()
         total = section.warmup_epochs + section.cycles * section.epochs
         self._reporter.phase("search", total)
         while self._epoch < total:
@@ -135,7 +135,8 @@ class Searcher:
         self._own = iter(())
         generator = Generator().manual_seed(derive_seed(seed, "search", "sample", epoch))
         learns = epoch >= section.warmup_epochs
-        supernet = self.supernet.train()
+        supernet = self.supernet
+        supernet.train()
         losses: list[Tensor] = []
         step = epoch * len(self.loaders.train)
         devices = [supernet.switches.device] if supernet.switches.is_cuda else []
@@ -155,7 +156,9 @@ class Searcher:
             )
         self._log(loss, section.lr * factor)
 
-    def _step(self, images: Tensor, labels: Tensor, generator: Generator, learns: bool, rate: float) -> Tensor:
+    def _step(
+        self, images: Tensor, labels: Tensor, generator: Generator, learns: bool, rate: float
+    ) -> Tensor:
         """One step of the weights, and of the switches where they learn from the same images."""
         supernet, section = self.supernet, self.recipe.search
         together = learns and not self.method.bilevel
@@ -209,7 +212,9 @@ class Searcher:
             if bool(off.any()):
                 self.supernet.switch_off_(off)
         left = self._alive_groups() & self._is_op()
-        self._reporter.line(f"update {cycle}: {int(left.sum())} of {int(self._is_op().sum())} operations left")
+        self._reporter.line(
+            f"update {cycle}: {int(left.sum())} of {int(self._is_op().sum())} operations left"
+        )
 
     def _weakest(self, share: float) -> Tensor:
         """Groups of operations to switch off: those that do not pay, and a share of the others, but no cell's last."""
@@ -250,7 +255,7 @@ class Searcher:
 
     def _log(self, loss: float, lr: float) -> None:
         values = self.method.mean(self.supernet.switches)
-        held = evaluate(_With(self.supernet, values), self.loaders.heldout)
+        held = evaluate(WithSwitches(self.supernet, values), self.loaders.heldout)
         phase = "warmup" if self._epoch < self.recipe.search.warmup_epochs else "search"
         record = {"phase": phase, "epoch": self._epoch + 1, "lr": lr, "train_loss": loss}
         self._record({**record, "heldout_loss": held.loss, "heldout_error": held.error})
@@ -267,8 +272,8 @@ class Searcher:
             "method": self.method.state_dict(),
         }
 
-    def _resume(self) -> None:
-        """Take over the state of an interrupted search, if there is one."""
+    def resume(self) -> None:
+        """Take over the state of an interrupted or finished search, if the folder has one."""
         if not self._path.is_file():
             return
         state = read_checkpoint(self._path)
@@ -310,8 +315,13 @@ def decision_of(section: SearchSection, space: Space, method: Method) -> Decisio
     return Decision(one, top)
 
 
-class _With(nn.Module):
-    """A supernet with given values of its switches, as a network of images alone."""
+class WithSwitches(nn.Module):
+    """A supernet with given values of its switches, as a network of images alone.
+
+    Args:
+        supernet: the network.
+        values: of shape `[T]`.
+    """
 
     def __init__(self, supernet: Supernet, values: Tensor) -> None:
         super().__init__()
@@ -319,6 +329,7 @@ class _With(nn.Module):
         self.values = values.detach()
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits of shape `[B, C]`."""
         logits: Tensor = self.supernet(images, self.values)
         return logits
 
@@ -340,4 +351,6 @@ def check_batch(batch_size: int, num_images: int) -> None:
             "raise search.batch_size or data.batch_size"
         )
     if batch_size > num_images:
-        raise DataError(f"the batch size is {batch_size}, but the search has only {num_images} images; lower it")
+        raise DataError(
+            f"the batch size is {batch_size}, but the search has only {num_images} images; lower it"
+        )
