@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+from sparsebayes.nas.catalogue import SPACES, find_space
 from sparsebayes.nas.genotype import Genotype
 from sparsebayes.nas.network import Shape, build_network, derived_network, inherit_
-from sparsebayes.nas.spaces import SPACES, Space, find_space, read_space
+from sparsebayes.nas.spaces import Space, read_space
 from sparsebayes.nas.supernet import Supernet
 
 __all__ = [

@@ -16,8 +16,9 @@ from typing import final
 from torch import Tensor
 
 from sparsebayes.errors import NumericsError
+from sparsebayes.nas.catalogue import SPACES
 from sparsebayes.nas.genotype import Genotype, Op
-from sparsebayes.nas.spaces import SPACES, CellSpec, Decision, Edge, Space
+from sparsebayes.nas.spaces import CellSpec, Decision, Edge, Space
 from sparsebayes.nas.switches import Switch, SwitchTable
 
 __all__ = ["Decided", "connected", "decide"]

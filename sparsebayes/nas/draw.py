@@ -29,8 +29,8 @@ def draw_cell(genotype: Genotype, key: str, worth: Mapping[Op, float] | None = N
     Args:
         genotype: the operations.
         key: which of its cells.
-        worth: for each operation what it is worth, positive and finite; the lines' widths follow its logarithm. None, or
-            an operation that is not in it: a thin line.
+        worth: for each operation what it is worth, positive and finite; the lines' widths follow its logarithm. None,
+            or an operation that is not in it: a thin line.
 
     Returns:
         An SVG document.

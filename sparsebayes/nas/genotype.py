@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from sparsebayes.errors import RecipeError, unknown
+from sparsebayes.nas.catalogue import find_space
 from sparsebayes.nas.ops import OPS
-from sparsebayes.nas.spaces import CellSpec, Edge, Space, find_space
+from sparsebayes.nas.spaces import CellSpec, Edge, Space
 
 __all__ = ["Genotype", "Op"]
 

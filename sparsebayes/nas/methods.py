@@ -1,14 +1,15 @@
-"""How the switches of a supernet are learned, and what they say about the operations: one contract, several methods.
+"""How the switches of a supernet are learned, and what they say of the operations: one contract, several methods.
 
 The search loop knows only `Method`: it asks for the switches to run a step with, lets the optimizer move what the method
 learns, shows it the switches' derivatives at the end of every cycle, and reads scores and decisions. Another posterior
 is another class here; nothing in the supernet, the loop or the decision changes.
 
-    laplace    the HARD prior with its Laplace posterior: BayesNAS (Zhou et al., ICML 2019, arXiv 1905.04919), Algorithms
-               1 and 2, eqs. 6, 8, 16-21; switches are trained next to the weights under the reweighted group lasso
+    laplace    the HARD prior with its Laplace posterior: BayesNAS (Zhou et al., ICML 2019, arXiv 1905.04919),
+               Algorithms 1 and 2, eqs. 6, 8, 16-21; switches are trained next to the weights under the reweighted
+               group lasso
     magnitude  baseline: the same training without a penalty; the largest switches stay
-    darts      baseline: Liu, Simonyan and Yang, "DARTS", ICLR 2019, first order: a softmax over the operations of an edge,
-               learned on images of its own
+    darts      baseline: Liu, Simonyan and Yang, "DARTS", ICLR 2019, first order: a softmax over the operations of
+               an edge, learned on images of its own
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ class Options:
 class Method(ABC):
     """What a search believes of the G groups of switches. Subclasses are final.
 
+    There are two ways to learn: by an `optimizer` over the network's switches or parameters of the method's own, or by
+    `learn_`, which is given the gradient at every sample.
+
     Args:
         table: what each switch belongs to.
         options: see `Options`.
@@ -75,9 +79,17 @@ class Method(ABC):
         self.table = table
         self.options = options
 
-    @abstractmethod
-    def optimizer(self, switches: torch.nn.Parameter) -> torch.optim.Optimizer:
-        """The optimizer of what the method learns; its rate follows the schedule of the weights."""
+    def optimizer(self, switches: torch.nn.Parameter) -> torch.optim.Optimizer | None:
+        """The optimizer of what the method learns; None (the default) if it learns by `learn_`."""
+        return None
+
+    def learn_(self, gradient: Tensor) -> None:
+        """Take in the gradient of a batch's mean loss at the last sample; only asked of methods without an optimizer.
+
+        Args:
+            gradient: nats per image, of shape `[T]`.
+        """
+        return
 
     def sample(self, switches: Tensor, generator: Generator) -> Tensor:
         """Values of the switches for one training step, of shape `[T]`; by default the network's own."""
@@ -121,9 +133,9 @@ class Method(ABC):
 class LaplaceSearch(Method):
     """The HARD prior over the groups and its Laplace posterior.
 
-    The penalty is T omega_g times the norm of the group's switches beside the loss of the whole data set (eq. 21), applied
-    as a proximal step, which makes exact zeros. An update measures the Gauss-Newton curvature of each group's switch and
-    moves omega and gamma; gates and predecessors enter gamma by eqs. 6 and 8.
+    The penalty is T omega_g times the norm of the group's switches beside the loss of the whole data set (eq. 21),
+    applied as a proximal step, which makes exact zeros. An update measures the Gauss-Newton curvature of each group's
+    switch and moves omega and gamma; gates and predecessors enter gamma by eqs. 6 and 8.
 
     Args:
         table: see `Method`.

@@ -4,8 +4,8 @@
 
     synflow     Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow",
                 NeurIPS 2020: sum |w dR/dw| of the network with |w| on an image of ones, R the sum of its outputs
-    naswot      Mellor et al., "Neural architecture search without training", ICML 2021: log-determinant of the kernel that
-                counts in how many rectifiers two images agree
+    naswot      Mellor et al., "Neural architecture search without training", ICML 2021: log-determinant of the kernel
+                that counts in how many rectifiers two images agree
     grad_norm   norm of the loss's gradient (Abdelfattah et al., "Zero-cost proxies for lightweight NAS", ICLR 2021)
     params      number of parameters
 
@@ -123,7 +123,8 @@ def _ranks(values: list[float]) -> Tensor:
         torch.tensor(values, dtype=torch.float64), return_inverse=True, return_counts=True
     )
     ends = counts.cumsum(0).double()
-    return (ends - (counts.double() + 1) / 2)[inverse]
+    ranks: Tensor = (ends - (counts.double() + 1) / 2)[inverse]
+    return ranks
 
 
 PROXIES: dict[str, Callable[[nn.Module, Tensor, Tensor], float]] = {

@@ -84,8 +84,8 @@ class BenchTable:
             position = {row["arch"]: number for number, row in enumerate(rows)}
         except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, IndexError) as error:
             raise DataError(
-                f"expected a table of cells at {path}, a csv.gz with a column arch and columns of numbers, got something "
-                f"else ({type(error).__name__}: {error}); use table: embedded for NAS-Bench-201"
+                f"expected a table of cells at {path}, a csv.gz with a column arch and columns of numbers, got "
+                f"something else ({type(error).__name__}: {error}); use table: embedded for NAS-Bench-201"
             ) from None
         return BenchTable(columns, position)
 

@@ -74,8 +74,8 @@ class SearchSection(_Section):
     space: SpaceValue = Field(description="A search space, or your own as a section.")
     baseline: Literal["none", "darts", "magnitude", "random"] = Field(
         default="none",
-        description="What chooses instead of the posterior: softmax over operations (DARTS, first order), the size of the "
-        "switches, or random cells trained for the same multiply-accumulates.",
+        description="What chooses instead of the posterior: softmax over operations (DARTS, first order), the size of "
+        "the switches, or random cells trained for the same multiply-accumulates.",
     )
     width: Width = Field(default=16, description="Channels of a node in the supernet's first stage.")
     depth: Depth = Field(default=2, description="Cells in each of the supernet's stages.")
@@ -97,8 +97,8 @@ class SearchSection(_Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="Share of the operations left that each cycle but the last switches off, the weakest first; what the "
-        "evidence switches off goes as well.",
+        description="Share of the operations left that each cycle but the last switches off, the weakest first; what "
+        "the evidence switches off goes as well.",
     )
     lr: Rate = Field(
         default=0.05, description="Learning rate of the weights at the start; falls to 0 (cosine)."
@@ -118,8 +118,8 @@ class SearchSection(_Section):
         default=None,
         gt=0,
         le=1e6,
-        description="The papers' weight of the penalty beside a mean loss; replaces strength by this times the number of "
-        "training images.",
+        description="The paper's weight of the penalty beside a mean loss; replaces strength by this times the number "
+        "of training images.",
     )
     rule: Literal["evidence", "entropy"] = Field(
         default="evidence",

@@ -1,8 +1,8 @@
 """Baseline: random cells, trained for as many multiply-accumulates altogether as the search that they stand beside.
 
-Each of n cells gets an n-th of the supernet's work, as many steps as that pays for, and the cell with the lowest held-out
-loss wins (Li and Talwalkar, "Random search and reproducibility for neural architecture search", UAI 2019, is the case for
-such a baseline).
+Each of n cells gets an n-th of the supernet's work, as many steps as that pays for, and the cell with the lowest
+held-out loss wins (Li and Talwalkar, "Random search and reproducibility for neural architecture search", UAI 2019, is
+the case for such a baseline).
 """
 
 from __future__ import annotations

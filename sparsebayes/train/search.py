@@ -152,7 +152,8 @@ class Searcher:
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
             raise NumericsError(
-                f"the search diverged in epoch {epoch + 1}: its loss is no number; lower search.lr or set search.grad_clip"
+                f"the search diverged in epoch {epoch + 1}: its loss is no number; lower search.lr or set "
+                "search.grad_clip"
             )
         self._log(loss, section.lr * factor)
 
@@ -162,21 +163,41 @@ class Searcher:
         """One step of the weights, and of the switches where they learn from the same images."""
         supernet, section = self.supernet, self.recipe.search
         together = learns and not self.method.bilevel
-        values = self.method.sample(supernet.switches, generator)
-        logits = supernet(images, values if together else values.detach())
+        values = self._values(generator, learns=together)
+        logits = supernet(images, values)
         check_logits(logits, labels)
         loss = functional.cross_entropy(logits, labels)
-        self._weights.zero_grad(set_to_none=True)
-        self._switches.zero_grad(set_to_none=True)
+        self._zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if section.grad_clip is not None:
             nn.utils.clip_grad_norm_(supernet.parameters(), section.grad_clip)
         self._weights.step()
         if together:
-            _set_rate(self._switches, rate)
-            self._switches.step()
+            self._learn(values, rate)
             self.method.shrink_(supernet.switches, rate)
         return loss.detach()
+
+    def _values(self, generator: Generator, *, learns: bool) -> Tensor:
+        """The switches of a step; a leaf of the graph where the method learns from its gradient."""
+        values = self.method.sample(self.supernet.switches, generator)
+        if learns and self._switches is not None:
+            return values
+        return values.detach().requires_grad_(learns)
+
+    def _learn(self, values: Tensor, rate: float | None) -> None:
+        """Let the method learn from a backward pass; its optimizer at this rate, or at its own."""
+        if self._switches is None:
+            assert values.grad is not None, "the network multiplies by every switch"
+            self.method.learn_(values.grad)
+            return
+        if rate is not None:
+            _set_rate(self._switches, rate)
+        self._switches.step()
+
+    def _zero_grad(self) -> None:
+        self._weights.zero_grad(set_to_none=True)
+        if self._switches is not None:
+            self._switches.zero_grad(set_to_none=True)
 
     def _step_switches(self, generator: Generator) -> None:
         """One step of the method's parameters, on images that the weights do not learn from."""
@@ -185,10 +206,11 @@ class Searcher:
             self._own = iter(self.loaders.switches)
             batch = next(self._own)
         images, labels = batch
-        logits = self.supernet(images, self.method.sample(self.supernet.switches, generator))
-        self._switches.zero_grad(set_to_none=True)
-        functional.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
-        self._switches.step()
+        values = self._values(generator, learns=True)
+        loss = functional.cross_entropy(self.supernet(images, values), labels)
+        self._zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._learn(values, None)
 
     def _update(self, cycle: int) -> None:
         """Take in what a cycle has learned; between cycles, switch the weakest operations off."""
@@ -268,7 +290,7 @@ class Searcher:
             "epoch": self._epoch,
             "supernet": self.supernet.state_dict(),
             "weights": self._weights.state_dict(),
-            "switches": self._switches.state_dict(),
+            "switches": None if self._switches is None else self._switches.state_dict(),
             "method": self.method.state_dict(),
         }
 
@@ -279,7 +301,8 @@ class Searcher:
         state = read_checkpoint(self._path)
         self.supernet.load_state_dict(state["supernet"])
         self._weights.load_state_dict(state["weights"])
-        self._switches.load_state_dict(state["switches"])
+        if self._switches is not None:
+            self._switches.load_state_dict(state["switches"])
         self.method.load_state_dict(state["method"])
         self._epoch = state["epoch"]
 

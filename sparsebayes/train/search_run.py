@@ -155,7 +155,8 @@ class _SearchRun:
             worth = self._write_switches(decided)
         for key in decided.rescued:
             self._reporter.line(
-                f"nothing of cell {key} was worth the strength, so its best path stays; lower search.strength to keep more"
+                f"nothing of cell {key} was worth the strength, so its best path stays; lower search.strength to keep "
+                "more"
             )
         genotype = decided.genotype
         for key in genotype.cells:

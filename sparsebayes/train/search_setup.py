@@ -8,8 +8,8 @@ import torch
 
 from sparsebayes.data import Dataset, Images, Loader, load, split
 from sparsebayes.errors import DataError, ModelError, RecipeError
+from sparsebayes.nas.catalogue import find_space
 from sparsebayes.nas.network import Shape
-from sparsebayes.nas.spaces import find_space
 from sparsebayes.nas.supernet import Supernet
 from sparsebayes.nas.tabular import BenchTable
 from sparsebayes.recipe.search_schema import SearchRecipe
@@ -62,8 +62,8 @@ def set_up(recipe: SearchRecipe) -> Setting:
         != (section.width, section.depth)
     ):
         raise RecipeError(
-            "retrain.inherit takes the supernet's weights, so retrain.width and retrain.depth must be those of the search; "
-            "leave them out, or set retrain.inherit to false"
+            "retrain.inherit takes the supernet's weights, so retrain.width and retrain.depth must be those of the "
+            "search; leave them out, or set retrain.inherit to false"
         )
     if recipe.retrain.inherit and section.baseline in ("darts", "random"):
         raise RecipeError(
