@@ -41,6 +41,8 @@ class Cell(nn.Module):
 
     Attributes:
         spec: as given.
+        outputs: as given.
+        in_channels: as given.
         out_channels: channels of the output.
         drop_path: probability with which an operation's result is dropped while training, image by image.
         remember: False: keep no activations inside operations but compute them again in the backward pass.
@@ -62,10 +64,11 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.in_channels = tuple(in_channels)
         self.out_channels = width * len(outputs)
         self.drop_path = 0.0
         self.remember = True
-        self._outputs = tuple(outputs)
+        self.outputs = tuple(outputs)
         self._skip: frozenset[int] = frozenset()
         self._places = {(edge.source, edge.target): number for number, edge in enumerate(spec.edges)}
         if not project:
@@ -114,7 +117,7 @@ class Cell(nn.Module):
         for source, target, ops in self._plan:
             if source in fed and any(slot not in off for _, slot in ops):
                 fed.add(target)
-        if not fed & set(self._outputs):
+        if not fed & set(self.outputs):
             raise ModelError(
                 f"expected an operation that reaches the output of cell {self.spec.name!r}, got none"
             )
@@ -144,8 +147,8 @@ class Cell(nn.Module):
                 if self.drop_path and self.training and op != "skip_connect":
                     y = _drop(y, self.drop_path)
                 nodes[target] = nodes[target] + y if target in nodes else y
-        made = next(nodes[node] for node in self._outputs if node in nodes)
-        read = [nodes[node] if node in nodes else torch.zeros_like(made) for node in self._outputs]
+        made = next(nodes[node] for node in self.outputs if node in nodes)
+        read = [nodes[node] if node in nodes else torch.zeros_like(made) for node in self.outputs]
         out = torch.cat(read, 1) if len(read) > 1 else made
         return out + self._shortcut(states[0]) if self._residual else out
 

@@ -1,8 +1,8 @@
 """How the switches of a supernet are learned, and what they say of the operations: one contract, several methods.
 
-The search loop knows only `Method`: it asks for the switches to run a step with, lets the optimizer move what the method
-learns, shows it the switches' derivatives at the end of every cycle, and reads scores and decisions. Another posterior
-is another class here; nothing in the supernet, the loop or the decision changes.
+The search loop knows only `Method`: it asks for the switches to run a step with, lets the optimizer move what the
+method learns, shows it the switches' derivatives at the end of every cycle, and reads scores and decisions. Another
+posterior is another class here; nothing in the supernet, the loop or the decision changes.
 
     laplace    the HARD prior with its Laplace posterior: BayesNAS (Zhou et al., ICML 2019, arXiv 1905.04919),
                Algorithms 1 and 2, eqs. 6, 8, 16-21; switches are trained next to the weights under the reweighted

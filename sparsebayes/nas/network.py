@@ -228,7 +228,8 @@ def derived_network(
 def inherit_(network: CellNetwork, supernet: CellNetwork, switches: Tensor, table: SwitchTable) -> None:
     """Give a derived network the weights and the switches of the supernet that it was found in.
 
-    Both compute the same then, if the operations that the derived network lacks had switch 0.
+    Both compute the same then, if the operations that the derived network lacks had switch 0 and what reads a node
+    without operations is 0 as well.
 
     Args:
         network: derived, of the supernet's width and depth.
@@ -241,20 +242,52 @@ def inherit_(network: CellNetwork, supernet: CellNetwork, switches: Tensor, tabl
     """
     target, source = network.state_dict(), supernet.state_dict()
     factors = table.effective(switches.detach())
+    channels = _channels_read(network, supernet)
     with torch.no_grad():
         for name, value in target.items():
-            if name in source and source[name].shape != value.shape:
+            if name not in source:
+                continue
+            given = source[name]
+            kept = channels.get(name.rpartition(".")[0])
+            if kept is not None and given.ndim and given.shape != value.shape:
+                given = given.index_select(min(given.ndim - 1, 1), kept.to(given.device))
+            if given.shape != value.shape:
                 raise ModelError(
                     f"weights can only be inherited at the width and depth of the search, but {name!r} has shape "
-                    f"{list(value.shape)} here and {list(source[name].shape)} in the "
-                    "supernet; set retrain.inherit to false"
+                    f"{list(value.shape)} here and {list(given.shape)} in the supernet; set retrain.inherit to false"
                 )
-            if name in source:
-                value.copy_(source[name])
-        for cell, spans in zip(network.cells, table.op_slices, strict=True):
-            values = dict(zip(cell.spec.places(), factors[spans], strict=True))
+            value.copy_(given)
+        for cell, span in zip(network.cells, table.op_slices, strict=True):
+            values = dict(zip(cell.spec.places(), factors[span], strict=True))
             for place, module in cell.operations():
                 scale_of(module).fill_(float(values[place]))
+
+
+def _channels_read(network: CellNetwork, supernet: CellNetwork) -> dict[str, Tensor]:
+    """For the layers that read a cell's output: which of the supernet's channels are left where nodes are missing."""
+    found: dict[str, Tensor] = {}
+    num_inputs = len(supernet.cells[0].in_channels)
+    states: list[Tensor | None] = [None] * num_inputs
+
+    def reads(state: Tensor | None, *layers: str) -> None:
+        if state is not None:
+            found.update(dict.fromkeys(layers, state))
+
+    for number, (block, whole) in enumerate(zip(network.blocks, supernet.blocks, strict=False)):
+        if isinstance(block, Cell) and isinstance(whole, Cell):
+            for node in block.inputs:
+                reads(states[int(node)], f"blocks.{number}.inputs.{node}.1")
+            width = block.out_channels // len(block.outputs)
+            places = [whole.outputs.index(node) for node in block.outputs]
+            kept = torch.cat([torch.arange(width) + width * place for place in places])
+            states = [*states, kept][-num_inputs:]
+        elif isinstance(block, ResidualBlock):
+            reads(states[-1], f"blocks.{number}.body.1", f"blocks.{number}.shortcut.1")
+            states = [None] * num_inputs
+        else:
+            states = [states[-1]] * num_inputs
+    reads(states[-1], "head.0", "head.4")
+    return found
 
 
 def set_drop_path_(network: CellNetwork, probability: float) -> None:
