@@ -114,6 +114,7 @@ Examples:
   sparsebayes run lenet5_mnist prune.budget.params=0.01 --seed 1
   sparsebayes run mine.yaml --preset smoke --out runs/first
   sparsebayes run mine.yaml --resume runs/first
+  sparsebayes run nas_bench201 --seeds 5
 """
 
 
@@ -129,6 +130,12 @@ Examples:
     help="Seed of every random choice; same as seed=...",
 )
 @click.option(
+    "--seeds",
+    type=click.IntRange(1, 1000),
+    metavar="K",
+    help="Run with K seeds, counted from the recipe's; with --out, in OUT-seedN.",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder to write; else one with the time in it."
 )
 @click.option(
@@ -142,6 +149,7 @@ def run(
     preset: str | None,
     device: str | None,
     seed: int | None,
+    seeds: int | None,
     out: Path | None,
     resume: Path | None,
     overwrite: bool,
@@ -155,6 +163,10 @@ def run(
         raise RunError(
             "expected either --resume or --out and --overwrite, got both; a resumed run has its folder"
         )
+    if seeds is not None and resume is not None:
+        raise RunError(
+            "expected either --seeds or --resume, got both; resume the run of one seed with --seed"
+        )
     changes = [*overrides]
     changes += [f"device={device}"] if device is not None else []
     changes += [f"seed={seed}"] if seed is not None else []
@@ -164,16 +176,25 @@ def run(
     _require_device(resolved)
     from sparsebayes.train.run import run_recipe
 
-    try:
-        folder = run_recipe(resolved, out=out, resume=resume, quiet=quiet, overwrite=overwrite)
-    except KeyboardInterrupt as interrupt:
-        known = interrupt.args[0] if interrupt.args else resume or out
-        if known is not None:
-            again = [*_program(), "run", recipe, *changes]
-            again += ["--preset", preset] if preset is not None else []
-            click.echo(f"continue with: {shlex.join([*again, '--resume', str(known)])}", err=True)
-        raise
-    click.echo(f"run folder: {folder}")
+    for number in range(resolved.seed, resolved.seed + (seeds or 1)):
+        target = out if out is None or seeds is None else out.with_name(f"{out.name}-seed{number}")
+        own = changes if seeds is None else [*changes, f"seed={number}"]
+        try:
+            folder = run_recipe(
+                resolved if seeds is None else _load(recipe, preset, own),
+                out=target,
+                resume=resume,
+                quiet=quiet,
+                overwrite=overwrite,
+            )
+        except KeyboardInterrupt as interrupt:
+            known = interrupt.args[0] if interrupt.args else resume or target
+            if known is not None:
+                again = [*_program(), "run", recipe, *own]
+                again += ["--preset", preset] if preset is not None else []
+                click.echo(f"continue with: {shlex.join([*again, '--resume', str(known)])}", err=True)
+            raise
+        click.echo(f"run folder: {folder}")
 
 
 _VALIDATE_EXAMPLES = """\b

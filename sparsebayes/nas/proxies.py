@@ -49,7 +49,9 @@ def synflow(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     weights = [p for p in model.parameters() if p.ndim > 1]
     with torch.enable_grad():
         gradients = torch.autograd.grad(model(ones).sum(), weights, allow_unused=True)
-    total = sum(float((w * g).sum()) for w, g in zip(weights, gradients, strict=True) if g is not None)
+    total = sum(
+        float((w.detach() * g).sum()) for w, g in zip(weights, gradients, strict=True) if g is not None
+    )
     return math.log(total) if total > 0 else -math.inf
 
 

@@ -97,8 +97,8 @@ class SearchSection(_Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="Share of the operations left that each cycle but the last switches off, the weakest first; what "
-        "the evidence switches off goes as well.",
+        description="Share of the operations left on an edge that each cycle but the last switches off, the weakest "
+        "first, one at least; 0: only what the evidence switches off. The best of an edge stays until the decision.",
     )
     lr: Rate = Field(
         default=0.05, description="Learning rate of the weights at the start; falls to 0 (cosine)."

@@ -239,34 +239,26 @@ class Searcher:
         )
 
     def _weakest(self, share: float) -> Tensor:
-        """Groups of operations to switch off: those that do not pay, and a share of the others, but no cell's last."""
+        """Groups of operations to switch off: on every edge those that do not pay and a share of the others.
+
+        The best operation of an edge stays until the decision, and so does a path through every cell.
+        """
         supernet, method = self.supernet, self.method
         table = supernet.table
-        alive, is_op = self._alive_groups(), self._is_op()
-        scores = method.scores().cpu()
+        alive, scores = self._alive_groups(), method.scores().cpu()
         on = method.keep().cpu() & alive
-        candidates = (alive & is_op).nonzero().flatten()
-        order = candidates[scores[candidates].argsort()]
-        wanted = on.clone()
-        wanted[order[: int(share * len(order))]] = False
-        edges = dict(table.cells)
-        # What the decision would keep at the least stays: a best path through every cell, and its gates.
-        kept = decide(supernet.space, table, wanted, scores, Decision()).genotype.cells
-        stays = {(key, *op) for key, ops in kept.items() for op in ops}
-        return torch.tensor(
-            [
-                switch.op is not None
-                and bool(alive[g])
-                and (
-                    switch.key,
-                    edges[switch.key].edges[switch.edge].source,
-                    edges[switch.key].edges[switch.edge].target,
-                    switch.op,
-                )
-                not in stays
-                for g, switch in enumerate(table.groups)
-            ]
-        )
+        off = torch.zeros_like(on)
+        edges: dict[tuple[str, int], list[int]] = {}
+        for number, switch in enumerate(table.groups):
+            if switch.op is not None and bool(alive[number]):
+                edges.setdefault((switch.key, switch.edge), []).append(number)
+        for members in edges.values():
+            ordered = sorted(members, key=lambda number: float(scores[number]))
+            goes = sum(not bool(on[number]) for number in members)
+            if share:
+                goes = max(goes, 1, int(share * len(members)))
+            off[ordered[: min(goes, len(members) - 1)]] = True
+        return off
 
     def _alive_groups(self) -> Tensor:
         """Groups that were not switched off for good, bool of shape `[G]`."""

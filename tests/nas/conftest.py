@@ -21,7 +21,9 @@ def cells(draw: st.DrawFn, name: str = "cell") -> CellSpec:
     edges = sorted(wanted | chain)
     ops = st.lists(st.sampled_from(OPS), min_size=1, max_size=3, unique=True)
     output = draw(st.sampled_from(["concat", "last"]))
-    return CellSpec(name, num_inputs, num_nodes, tuple(Edge(i, j, tuple(draw(ops))) for i, j in edges), output)
+    return CellSpec(
+        name, num_inputs, num_nodes, tuple(Edge(i, j, tuple(draw(ops))) for i, j in edges), output
+    )
 
 
 @st.composite
@@ -29,4 +31,6 @@ def spaces(draw: st.DrawFn) -> Space:
     """Random spaces of one kind of cell, with and without gates."""
     cell = draw(cells())
     gates = draw(st.booleans())
-    return Space("random", (cell,), shared=draw(st.booleans()), gates=gates, reduction="max_pool", project=True)
+    return Space(
+        "random", (cell,), shared=draw(st.booleans()), gates=gates, reduction="max_pool", project=True
+    )

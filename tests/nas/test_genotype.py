@@ -48,11 +48,20 @@ def text(**changes: object) -> str:
         ("{", "expected a genotype as JSON, got other text"),
         ("[]", "expected a genotype with the keys version, space and cells"),
         (text(version=7), "expected a genotype of version 1, got 7"),
-        (text(space="darts"), "edge 0 -> 3 in cell 'normal'|edge 0 -> 1 in cell 'normal', which the space 'darts'"),
+        (
+            text(space="darts"),
+            "edge 0 -> 3 in cell 'normal'|edge 0 -> 1 in cell 'normal', which the space 'darts'",
+        ),
         (text(space="nasbench"), "unknown search space 'nasbench'"),
         (text(space=3), "expected a genotype's space as a name or a section"),
-        (text(cells={"normal": [[0, 1, "conv"]]}), "unknown operation of edge 0 -> 1 in space 'nas_bench_201' 'conv'"),
-        (text(cells={"normal": [[0, 1]]}), r"expected an operation as \[source, target, name\], got \[0, 1\]"),
+        (
+            text(cells={"normal": [[0, 1, "conv"]]}),
+            "unknown operation of edge 0 -> 1 in space 'nas_bench_201' 'conv'",
+        ),
+        (
+            text(cells={"normal": [[0, 1]]}),
+            r"expected an operation as \[source, target, name\], got \[0, 1\]",
+        ),
         (text(cells={"normal": [[0, 1, "skip_connect"]] * 2}), "names an operation twice"),
         (text(cells={"normal": 3}), "expected the operations of cell 'normal' as a list"),
         (text(cells={"norml": []}), "unknown cell of space 'nas_bench_201' 'norml'; did you mean 'normal'"),

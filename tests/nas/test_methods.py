@@ -46,7 +46,9 @@ def test_joint_evidence_counts_what_twins_hide():
 
 def test_a_proximal_step_lowers_the_norm_of_a_group_and_stops_at_zero():
     method = LaplaceSearch(TABLE, options(num_data=10, strength=5.0))
-    assert torch.equal(method.posterior.omega, torch.ones(TABLE.num_groups, dtype=torch.float64))  # Algorithm 1 starts so
+    assert torch.equal(
+        method.posterior.omega, torch.ones(TABLE.num_groups, dtype=torch.float64)
+    )  # Algorithm 1 starts so
     switches = torch.randn(TABLE.num_switches, generator=torch.Generator().manual_seed(0))
     before = switches.clone()
     method.shrink_(switches, lr=0.3)

@@ -136,7 +136,9 @@ def test_sizes_below_one_and_cells_without_operations_are_refused():
     _, genotype, _ = some("nas_bench_201", share=1.0)
     with pytest.raises(RecipeError, match="expected width of at least 1, got 0"):
         build_network(genotype, width=0, depth=1)
-    with pytest.raises(ModelError, match="cell 'normal' of the genotype has no operation that reaches its output"):
+    with pytest.raises(
+        ModelError, match="cell 'normal' of the genotype has no operation that reaches its output"
+    ):
         build_network(Genotype("nas_bench_201", {"normal": ()}), width=4, depth=1)
 
 

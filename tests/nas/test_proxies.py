@@ -53,7 +53,9 @@ def test_a_proxy_leaves_the_network_as_it_is(name):
     net = build_network(genotype, width=4, depth=1).train()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     state = torch.random.get_rng_state()
-    PROXIES[name](net, torch.randn(4, 3, 16, 16, generator=torch.Generator()), torch.zeros(4, dtype=torch.int64))
+    PROXIES[name](
+        net, torch.randn(4, 3, 16, 16, generator=torch.Generator()), torch.zeros(4, dtype=torch.int64)
+    )
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     assert net.training
     assert all(p.grad is None for p in net.parameters())

@@ -52,7 +52,12 @@ def test_a_space_may_be_written_in_short():
             "name": "mine",
             "reduction": "max_pool",
             "cells": [
-                {"name": "a", "num_inputs": 1, "num_nodes": 3, "edges": [[0, 1, list(OPS)], [1, 2, list(OPS)]]}
+                {
+                    "name": "a",
+                    "num_inputs": 1,
+                    "num_nodes": 3,
+                    "edges": [[0, 1, list(OPS)], [1, 2, list(OPS)]],
+                }
             ],
         }
     )
@@ -97,7 +102,10 @@ def cell(*edges: tuple[int, int], nodes: int = 3, ops: tuple[str, ...] = OPS, **
             lambda: read_space({**SPACES["nas_bench_201"].to_dict(), "reduction": "cell"}),
             "reduction 'cell' takes 2 kinds of cells, got",
         ),
-        (lambda: read_space({**SPACES["darts"].to_dict(), "project": False}), "several inputs need project: true"),
+        (
+            lambda: read_space({**SPACES["darts"].to_dict(), "project": False}),
+            "several inputs need project: true",
+        ),
     ],
 )
 def test_mistakes_are_named_in_one_sentence(make, says):

@@ -99,7 +99,9 @@ def test_a_switch_at_zero_and_an_operation_that_is_off_compute_the_same():
             module.register_forward_hook(lambda *_, name=name: calls.append(name))
     supernet.switch_off_(off)
     assert torch.allclose(supernet(x), expected, atol=1e-5)
-    alive = [s for s, gone in zip(table.groups, off.tolist(), strict=True) if s.op == "sep_conv_5x5" and not gone]
+    alive = [
+        s for s, gone in zip(table.groups, off.tolist(), strict=True) if s.op == "sep_conv_5x5" and not gone
+    ]
     gated = [s for s in alive if not off[table.groups.index(Switch(s.key, s.edge, None))]]
     assert 0 < len(calls) <= sum(3 if s.key == "normal" else 2 for s in gated)
 

@@ -40,7 +40,11 @@ def test_the_best_cell_ranks_first(table):
     assert judged.num_cells == 15_625
 
 
-@given(st.lists(st.sampled_from([*SPACES["nas_bench_201"].cells[0].edges[0].ops, "none"]), min_size=6, max_size=6))
+@given(
+    st.lists(
+        st.sampled_from([*SPACES["nas_bench_201"].cells[0].edges[0].ops, "none"]), min_size=6, max_size=6
+    )
+)
 def test_strings_there_and_back(ops):
     pairs = [(edge.source, edge.target) for edge in SPACES["nas_bench_201"].cells[0].edges]
     cell = tuple((s, t, op) for (s, t), op in zip(pairs, ops, strict=True) if op != "none")
@@ -62,7 +66,9 @@ def test_what_no_table_holds_is_named(table, tmp_path):
         BenchTable.read(path).look_up(Genotype("nas_bench_201", {"normal": cell_of(SOME)}))
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"a,b\n1,2\n"), gzip.compress(b"arch,a\nx,y\n")])
+@pytest.mark.parametrize(
+    "content", [b"", b"no gzip", gzip.compress(b"a,b\n1,2\n"), gzip.compress(b"arch,a\nx,y\n")]
+)
 def test_a_file_that_is_no_table_is_refused(content, tmp_path):
     path = tmp_path / "table.csv.gz"
     path.write_bytes(content)
