@@ -4,11 +4,11 @@
     python tools/bench_search.py nas-bench-201 --seeds 5 --methods laplace random
     python tools/bench_search.py step --threads 1
 
-`nas-bench-201` searches on CIFAR-10 with the shipped recipe, once per seed and method, and reads the cell's accuracies off
-the run's report; the methods share data, supernet and number of steps, and random search its multiply-accumulates. `step`
-times a training step of the supernet of the DARTS space with switches against the same step with a softmax, and the
-curvature of all switches against one step. The data root is $SPARSEBAYES_DATA. Results: docs/benchmarks/NAME.json, written
-after every run.
+`nas-bench-201` searches on CIFAR-10 with the shipped recipe, once per seed and method, and reads the cell's accuracies
+off the run's report; the methods share data, supernet and number of steps, and random search its multiply-accumulates.
+`step` times a training step of the supernet of the DARTS space with switches against the same step with a softmax, and
+the curvature of all switches against one step. The data root is $SPARSEBAYES_DATA. Results: docs/benchmarks/NAME.json,
+written after every run.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "random": ("search.baseline=random",),
 }
 BENCH_NOTES = (
-    "Searched on CIFAR-10; accuracies are those of the benchmark's table, read once per run, at its end. No setting was "
-    "chosen by the table.",
+    "Searched on CIFAR-10; accuracies are those of the benchmark's table, read once per run, at its end. No setting "
+    "was chosen by the table.",
     "All methods share data, supernet and steps; random search trains its candidates for the supernet's "
     "multiply-accumulates altogether and takes the best held-out loss.",
     "search_seconds is the search alone; the rest of a run builds, exports and reports.",
@@ -72,16 +72,8 @@ def bench_201(
 ) -> None:
     """Search once per seed and method."""
     values: dict[tuple[str, str], dict[int, float]] = {}
-    command = [
-        "nas-bench-201",
-        "--seeds",
-        str(len(seeds)),
-        "--threads",
-        str(threads),
-        "--methods",
-        *methods,
-        *overrides,
-    ]
+    command = ["nas-bench-201", "--seeds", str(len(seeds)), "--threads", str(threads), "--methods", *methods]
+    command += ["--set", *overrides] if overrides else []
     for seed in seeds:
         for method in methods:
             changes = [

@@ -4,8 +4,8 @@
     python tools/rank_proxies.py --cells 100 --threads 1 --out docs/benchmarks/proxies.json
 
 A check of the proxies, not of a search: networks of the benchmark's size (16 channels, 5 cells per stage) with fresh
-weights, a batch of 32 CIFAR-10 images from the sample inside the package. Published Spearman correlations of SynFlow and
-NASWOT with CIFAR-10 accuracies on this benchmark are about 0.7 to 0.8.
+weights, a batch of 32 CIFAR-10 images from the sample inside the package. Published Spearman correlations of SynFlow
+and NASWOT with CIFAR-10 accuracies on this benchmark are about 0.7 to 0.8.
 """
 
 from __future__ import annotations

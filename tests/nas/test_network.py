@@ -144,5 +144,5 @@ def test_sizes_below_one_and_cells_without_operations_are_refused():
 
 def test_a_proxyless_genotype_fits_only_its_own_depth():
     _, genotype, _ = some("chain", share=1.0)
-    with pytest.raises(RecipeError, match="unknown cell of the genotype 'block3'.*depth of the search"):
+    with pytest.raises(RecipeError, match=r"unknown cell of the genotype 'block3'.*depth of the search"):
         build_network(genotype, width=4, depth=2)

@@ -62,7 +62,7 @@ def test_what_no_table_holds_is_named(table, tmp_path):
         cell_of("nor_conv")
     path = tmp_path / "table.csv.gz"
     path.write_bytes(gzip.compress(b"arch,accuracy\n|none~0|,10\n"))
-    with pytest.raises(DataError, match="the table of 1 cells has no cell .nor_conv_3x3~0"):
+    with pytest.raises(DataError, match=r"the table of 1 cells has no cell .nor_conv_3x3~0"):
         BenchTable.read(path).look_up(Genotype("nas_bench_201", {"normal": cell_of(SOME)}))
 
 
