@@ -23,7 +23,7 @@ from sparsebayes import __version__
 from sparsebayes.errors import RecipeError, RunError, SparseBayesError, unknown
 
 if TYPE_CHECKING:
-    from sparsebayes.recipe import Recipe
+    from sparsebayes.recipe import AnyRecipe
 
 __all__ = ["main"]
 
@@ -116,6 +116,7 @@ Examples:
   sparsebayes run lenet5_mnist prune.budget.params=0.01 --seed 1
   sparsebayes run mine.yaml --preset smoke --out runs/first
   sparsebayes run mine.yaml --resume runs/first
+  sparsebayes run nas_bench201 --seeds 5
 \b
 Exit status: 0 done; 2 a mistake; 3 done, but the budget is not met (the
 closest network is exported, and report.json says how close); 130 interrupted.
@@ -134,6 +135,12 @@ closest network is exported, and report.json says how close); 130 interrupted.
     help="Seed of every random choice; same as seed=...",
 )
 @click.option(
+    "--seeds",
+    type=click.IntRange(1, 1000),
+    metavar="K",
+    help="Run with K seeds, counted from the recipe's; with --out, in OUT-seedN.",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder to write; else one with the time in it."
 )
 @click.option(
@@ -147,6 +154,7 @@ def run(
     preset: str | None,
     device: str | None,
     seed: int | None,
+    seeds: int | None,
     out: Path | None,
     resume: Path | None,
     overwrite: bool,
@@ -160,6 +168,10 @@ def run(
         raise RunError(
             "expected either --resume or --out and --overwrite, got both; a resumed run has its folder"
         )
+    if seeds is not None and resume is not None:
+        raise RunError(
+            "expected either --seeds or --resume, got both; resume the run of one seed with --seed"
+        )
     changes = [*overrides]
     changes += [f"device={device}"] if device is not None else []
     changes += [f"seed={seed}"] if seed is not None else []
@@ -169,20 +181,32 @@ def run(
     _require_device(resolved)
     from sparsebayes.train.run import run_recipe
 
-    try:
-        folder = run_recipe(resolved, out=out, resume=resume, quiet=quiet, overwrite=overwrite)
-    except KeyboardInterrupt as interrupt:
-        known = interrupt.args[0] if interrupt.args else resume or out
-        if known is not None:
-            again = [*_program(), "run", recipe, *changes]
-            again += ["--preset", preset] if preset is not None else []
-            click.echo(f"continue with: {shlex.join([*again, '--resume', str(known)])}", err=True)
-        raise
-    click.echo(f"run folder: {folder}")
-    missed = _missed_budget(folder)
-    if missed:
-        click.echo(f"warning: {missed}", err=True)
-        click.get_current_context().exit(BUDGET_MISSED)
+    status = 0
+    for number in range(resolved.seed, resolved.seed + (seeds or 1)):
+        target = out if out is None or seeds is None else out.with_name(f"{out.name}-seed{number}")
+        own = changes if seeds is None else [*changes, f"seed={number}"]
+        try:
+            folder = run_recipe(
+                resolved if seeds is None else _load(recipe, preset, own),
+                out=target,
+                resume=resume,
+                quiet=quiet,
+                overwrite=overwrite,
+            )
+        except KeyboardInterrupt as interrupt:
+            known = interrupt.args[0] if interrupt.args else resume or target
+            if known is not None:
+                again = [*_program(), "run", recipe, *own]
+                again += ["--preset", preset] if preset is not None else []
+                click.echo(f"continue with: {shlex.join([*again, '--resume', str(known)])}", err=True)
+            raise
+        click.echo(f"run folder: {folder}")
+        missed = _missed_budget(folder)
+        if missed:
+            click.echo(f"warning: {missed}", err=True)
+            status = BUDGET_MISSED
+    if status:
+        click.get_current_context().exit(status)
 
 
 def _missed_budget(folder: Path) -> str:
@@ -366,7 +390,7 @@ def _program() -> list[str]:
     return [name] if found is not None and Path(found).samefile(started) else [sys.argv[0]]
 
 
-def _load(name: str, preset: str | None, overrides: Sequence[str]) -> Recipe:
+def _load(name: str, preset: str | None, overrides: Sequence[str]) -> AnyRecipe:
     """`load_recipe`, imported late."""
     from sparsebayes.recipe import load_recipe
 
@@ -381,7 +405,7 @@ def _require_run(folder: Path) -> None:
         )
 
 
-def _require_device(recipe: Recipe) -> None:
+def _require_device(recipe: AnyRecipe) -> None:
     """Raise `RecipeError` where the recipe asks for a GPU that is not there."""
     if recipe.device == "cuda":
         import torch

@@ -15,8 +15,8 @@ RECIPES = shipped_recipes()
 
 
 def test_there_are_recipes() -> None:
-    assert {"quickstart", "lenet5_mnist", "lenet300_mnist"} <= set(RECIPES)
     assert {"vgg_cifar_filter", "resnet56_cifar_units", "resnet18_cifar_blocks"} <= set(RECIPES)
+    assert {"quickstart", "lenet5_mnist", "lenet300_mnist", "nas_proxy", "nas_bench201"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -25,9 +25,11 @@ def test_smoke_preset_runs(name: str, tmp_path: Path) -> None:
     folder = run_recipe(recipe, out=tmp_path / "run", quiet=True)
     report = json.loads((folder / "report.json").read_text())
     assert report["compact"]["params"] < report["dense"]["params"]
-    assert report["compact"]["test_error"] < 0.5
+    # A search's smoke preset trains a network on 2,200 images of ten classes for one epoch.
+    assert report["compact"]["test_error"] < (0.5 if recipe.task == "compress" else 0.88)
     assert report["compact"]["onnx_error"] <= 1e-4
     model = sparsebayes.load(folder)
     assert sum(p.numel() for p in model.parameters()) >= report["compact"]["params"]
-    for file in ("report.html", "report.md", "model.onnx", "pareto.json", "recipe.yaml"):
+    record = "pareto.json" if recipe.task == "compress" else "genotype.json"
+    for file in ("report.html", "report.md", "model.onnx", "recipe.yaml", record):
         assert (folder / file).stat().st_size > 0

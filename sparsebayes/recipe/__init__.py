@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from sparsebayes.recipe.loading import dump_recipe, load_recipe, parse_recipe
 from sparsebayes.recipe.schema import Recipe, json_schema
+from sparsebayes.recipe.search_schema import AnyRecipe, SearchRecipe
 from sparsebayes.recipe.shipped import shipped_recipes
 from sparsebayes.recipe.summary import summarise
 
 __all__ = [
+    "AnyRecipe",
     "Recipe",
+    "SearchRecipe",
     "dump_recipe",
     "json_schema",
     "load_recipe",

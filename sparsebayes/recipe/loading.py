@@ -21,6 +21,7 @@ from sparsebayes.recipe.document import Keys, Place, Problem, Tree, dump, overla
 from sparsebayes.recipe.mistakes import dotted, explain
 from sparsebayes.recipe.names import show_value
 from sparsebayes.recipe.schema import Recipe
+from sparsebayes.recipe.search_schema import AnyRecipe, SearchRecipe
 from sparsebayes.recipe.shipped import find_recipe, read_text
 
 __all__ = ["dump_recipe", "load_recipe", "parse_recipe"]
@@ -29,7 +30,7 @@ _MOST = 50
 """Mistakes that one error lists; who has more of them mends these first."""
 
 
-def load_recipe(name: str, *, preset: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, *, preset: str | None = None, overrides: Sequence[str] = ()) -> AnyRecipe:
     """Read a recipe from a file.
 
     Args:
@@ -50,7 +51,7 @@ def load_recipe(name: str, *, preset: str | None = None, overrides: Sequence[str
 
 def parse_recipe(
     text: str, source: str, *, preset: str | None = None, overrides: Sequence[str] = ()
-) -> Recipe:
+) -> AnyRecipe:
     """Read a recipe from YAML text.
 
     Args:
@@ -97,7 +98,7 @@ def parse_recipe(
     return recipe
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: AnyRecipe) -> str:
     """The recipe as YAML with every default written out; `parse_recipe` reads it back to an equal recipe."""
     return dump(recipe.model_dump(mode="json"))
 
@@ -161,10 +162,11 @@ def _read_override(text: str, below: Tree) -> tuple[Tree, list[Problem]]:
     return (Tree({}) if problems else change), problems
 
 
-def _check(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
-    """The recipe that `tree` says, or None and all that the schema finds wrong with it."""
+def _check(tree: Tree) -> tuple[AnyRecipe | None, list[Problem]]:
+    """The recipe that `tree` says, or None and all that the schema of its task finds wrong with it."""
+    kind: type[AnyRecipe] = SearchRecipe if tree.data.get("task") == "search" else Recipe
     try:
-        return Recipe.model_validate(tree.data), []
+        return kind.model_validate(tree.data), []
     except ValidationError as error:
         # Pydantic calls a list too short when it has left out the entries that are wrong.
         mistakes = [
@@ -172,4 +174,4 @@ def _check(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
             for mistake in error.errors(include_url=False)
             if mistake["type"] != "too_short" or not mistake["input"]
         ]
-        return None, [explain(mistake, tree) for mistake in mistakes[: _MOST + 1]]
+        return None, [explain(mistake, tree, kind) for mistake in mistakes[: _MOST + 1]]

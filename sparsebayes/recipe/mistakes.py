@@ -24,6 +24,7 @@ from sparsebayes.errors import unknown
 from sparsebayes.recipe.document import Keys, Problem, Tree
 from sparsebayes.recipe.names import PATTERNS, show_value
 from sparsebayes.recipe.schema import Recipe
+from sparsebayes.recipe.search_schema import AnyRecipe
 
 __all__ = ["dotted", "explain"]
 
@@ -49,12 +50,13 @@ _EXPECTED = {
 }
 
 
-def explain(mistake: ErrorDetails, tree: Tree) -> Problem:
+def explain(mistake: ErrorDetails, tree: Tree, root: type[AnyRecipe] = Recipe) -> Problem:
     """Say what is wrong.
 
     Args:
         mistake: one of pydantic's errors.
         tree: the data that pydantic checked.
+        root: the kind of recipe that it checked them for.
 
     Returns:
         The mistake at the line where it was written; for a key that is missing, where its section begins.
@@ -68,7 +70,7 @@ def explain(mistake: ErrorDetails, tree: Tree) -> Problem:
     written = _written(tree.data, location)
     if kind == "extra_forbidden":
         key = str(location[-1])
-        text = unknown("key", key, _model_at(location[:-1]).model_fields) + _elsewhere(key)
+        text = unknown("key", key, _model_at(location[:-1], root).model_fields) + _elsewhere(key, root)
         return _problem(tree, written, written[:-1], text)
     if kind == "value_error":
         text = str(context["error"])
@@ -110,9 +112,9 @@ def _written(data: Any, location: Keys) -> Keys:
     return written
 
 
-def _model_at(location: Keys) -> type[BaseModel]:
+def _model_at(location: Keys, root: type[AnyRecipe]) -> type[BaseModel]:
     """The section of the schema under `location`."""
-    model: type[BaseModel] = Recipe
+    model: type[BaseModel] = root
     for key in location:
         if isinstance(key, str):
             model = next(_sections(model.model_fields[key].annotation))
@@ -135,9 +137,9 @@ def _all_keys(model: type[BaseModel], above: Keys) -> Iterator[Keys]:
             yield from _all_keys(section, (*above, key))
 
 
-def _elsewhere(key: str) -> str:
+def _elsewhere(key: str, root: type[AnyRecipe]) -> str:
     """Where else in a recipe a misplaced key would be right."""
-    homes = [dotted(keys) for keys in _all_keys(Recipe, ()) if keys[-1] == key]
+    homes = [dotted(keys) for keys in _all_keys(root, ()) if keys[-1] == key]
     return f"; elsewhere there is {', '.join(homes)}" if homes else ""
 
 

@@ -331,7 +331,9 @@ class Recipe(_Section):
 
     version: Literal[1] = Field(description="Version of the recipe format.")
     name: str = Field(pattern=RUN_NAME, description="Name of the run; its folder's name begins with it.")
-    task: Literal["compress"] = Field(default="compress", description="What the run does.")
+    task: Literal["compress"] = Field(
+        default="compress", description="What the run does; a recipe of task: search has other sections."
+    )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of every random choice.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where it runs; auto: cuda if there is one."

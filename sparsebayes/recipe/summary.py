@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 
 from sparsebayes.recipe.schema import Budget, ModelSection, Recipe
+from sparsebayes.recipe.search_schema import AnyRecipe, SearchRecipe
 
 __all__ = ["summarise"]
 
 
-def summarise(recipe: Recipe) -> str:
+def summarise(recipe: AnyRecipe) -> str:
     """One line each for the data, the network, what may go, and how long it trains."""
+    if isinstance(recipe, SearchRecipe):
+        return _summarise_search(recipe)
     data, prior, train = recipe.data, recipe.prior, recipe.train
     phases = [
         f"{train.pretrain.epochs} dense",
@@ -31,6 +34,39 @@ def summarise(recipe: Recipe) -> str:
         "strength": f"{prior.strength}, price {prior.price}, budget {_budget(recipe.prune.budget)}",
         "epochs": ", ".join(phases),
         "optimizer": f"{train.optimizer}, lr {train.lr:g}",
+        "presets": ", ".join(recipe.presets) or "none",
+    }
+    return "\n".join(f"{name:10} {value}" for name, value in rows.items())
+
+
+def _summarise_search(recipe: SearchRecipe) -> str:
+    """The same for a search: the data, the space, what decides, and how long it trains."""
+    data, search, retrain = recipe.data, recipe.search, recipe.retrain
+    space = search.space if isinstance(search.space, str) else search.space.get("name", "of the recipe")
+    phases = [
+        f"{search.warmup_epochs} warm-up",
+        f"{search.cycles} cycles of {search.epochs}",
+        f"{retrain.epochs} after",
+    ]
+    decides = (
+        f"{recipe.posterior}, by {search.rule}"
+        if search.baseline == "none"
+        else f"baseline {search.baseline}"
+    )
+    strength = (
+        f"lambda {search.paper_lambda:g}" if search.paper_lambda is not None else f"{search.strength:g}"
+    )
+    rows = {
+        "name": recipe.name,
+        "data": f"{data.name}, {data.holdout} held out, batches of {search.batch_size or data.batch_size}",
+        "space": f"{space}, width {search.width}, {search.depth} cells in each stage",
+        "posterior": decides,
+        "strength": strength,
+        "epochs": ", ".join(phases),
+        "retrain": f"width {retrain.width or search.width}, {retrain.depth or search.depth} cells in each stage",
+        "compress": "no"
+        if recipe.compress is None
+        else " + ".join(group.rule for group in recipe.compress.groups),
         "presets": ", ".join(recipe.presets) or "none",
     }
     return "\n".join(f"{name:10} {value}" for name, value in rows.items())

@@ -84,6 +84,7 @@ def fit_(
     on_epoch: Callable[[Epoch], None] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
     resume: Mapping[str, Any] | None = None,
+    extra_loss: Callable[[Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """Train `model` in place.
 
@@ -98,6 +99,7 @@ def fit_(
         on_epoch: Called after every epoch.
         save: Called after every epoch with the state to resume from.
         resume: Such a state: the phase goes on after its epoch.
+        extra_loss: Given a batch's labels after the forward pass, what to add to its loss (an auxiliary classifier).
 
     Returns:
         The network on the held-out images as it ends.
@@ -114,7 +116,9 @@ def fit_(
     fresh = {"epoch": 0, "initial": initial, "best": initial, "start": start.loss, "best_loss": start.loss}
     state: dict[str, Any] = {"attempt": 0, **fresh} if resume is None else dict(resume)
     for attempt in range(state["attempt"], ATTEMPTS):
-        ended = _attempt(model, loader, heldout, phase, settings, state, teacher, after_step, on_epoch, save)
+        ended = _attempt(
+            model, loader, heldout, phase, settings, state, teacher, after_step, on_epoch, save, extra_loss
+        )
         if ended is not None:
             return ended
         _restore_(model, state["initial"])
@@ -137,6 +141,7 @@ def _attempt(
     after_step: Callable[[float], None] | None,
     on_epoch: Callable[[Epoch], None] | None,
     save: Callable[[dict[str, Any]], None] | None,
+    extra_loss: Callable[[Tensor], Tensor] | None,
 ) -> Evaluation | None:
     """Run the phase at one learning rate; None if the network collapsed."""
     forward = training_forward(model, settings)
@@ -152,7 +157,19 @@ def _attempt(
         # Dropout and the like draw from the global generator: give each epoch its own stream of that as well.
         with torch.random.fork_rng(_cuda_devices(model)):
             torch.manual_seed(derive_seed(phase.seed, phase.name, "layers", epoch))
-            loss = _epoch_(model, forward, loader, optimizer, phase, settings, lr, epoch, teacher, after_step)
+            loss = _epoch_(
+                model,
+                forward,
+                loader,
+                optimizer,
+                phase,
+                settings,
+                lr,
+                epoch,
+                teacher,
+                after_step,
+                extra_loss,
+            )
         last = evaluate(model, heldout)
         if not math.isfinite(loss) or _collapsed(last, phase, epoch):
             return None
@@ -179,6 +196,7 @@ def _epoch_(
     epoch: int,
     teacher: Tensor | None,
     after_step: Callable[[float], None] | None,
+    extra_loss: Callable[[Tensor], Tensor] | None,
 ) -> float:
     """One pass over the training images; the mean loss, read once at the end so that no step waits for it."""
     training = model.training
@@ -195,6 +213,8 @@ def _epoch_(
             check_logits(logits, labels)
         soft = None if teacher is None else teacher[positions]
         loss = objective(logits, labels, soft, settings)
+        if extra_loss is not None:
+            loss = loss + extra_loss(labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if settings.grad_clip is not None:

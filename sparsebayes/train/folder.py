@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebayes.errors import RunError
-from sparsebayes.recipe import Recipe, dump_recipe, parse_recipe
+from sparsebayes.recipe import AnyRecipe, dump_recipe, parse_recipe
 from sparsebayes.train.checkpoint import write_atomically
 
 __all__ = ["mend_lines_", "open_folder", "read_seconds", "recorded_recipe"]
@@ -19,11 +19,12 @@ WRITTEN = (
     *("recipe.yaml", "metrics.jsonl", "pareto.json", "points", "checkpoint.pt", "seconds.json"),
     *("selection.json", "evidence.json", "environment.json", "report.json", "report.md", "report.html"),
     *("model.safetensors", "architecture.json", "model.onnx", "dense.onnx", "export-*", "*.part"),
+    *("genotype.json", "switches.json", "cell-*.svg", "search.pt", "retrain.pt", "found"),
 )
 """Patterns of what a run, its report and its exports write: all that overwriting may delete."""
 
 
-def open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrite: bool) -> Path:
+def open_folder(recipe: AnyRecipe, out: Path | None, resume: Path | None, overwrite: bool) -> Path:
     """Make the run folder, or check the one to resume."""
     if resume is not None:
         if not (resume / "recipe.yaml").is_file():
@@ -66,7 +67,7 @@ def mend_lines_(path: Path) -> None:
             write_atomically(path, content[: content.rfind(b"\n") + 1])
 
 
-def recorded_recipe(run_dir: Path) -> Recipe:
+def recorded_recipe(run_dir: Path) -> AnyRecipe:
     """The recipe that a run folder was made with."""
     path = run_dir / "recipe.yaml"
     try:
@@ -76,7 +77,7 @@ def recorded_recipe(run_dir: Path) -> Recipe:
     return parse_recipe(text, str(path))
 
 
-def _without_paths(recipe: Recipe) -> dict[str, Any]:
+def _without_paths(recipe: AnyRecipe) -> dict[str, Any]:
     """What must be equal for a run to be resumed: all but where it runs and where its files lie."""
     content = recipe.model_dump(mode="json")
     for key in ("out", "device", "threads", "presets"):

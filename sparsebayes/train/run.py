@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,23 +18,25 @@ from sparsebayes.data import load
 from sparsebayes.errors import RecipeError, RunError
 from sparsebayes.export import export_onnx, load_model
 from sparsebayes.prune.gating import check_gates
-from sparsebayes.recipe import Recipe
+from sparsebayes.recipe import AnyRecipe, SearchRecipe
 from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, recorded_recipe
 from sparsebayes.train.front import choose, read_front
+from sparsebayes.train.interrupt import terminable
 from sparsebayes.train.posteriors import check_posterior
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import recipe_grouping
 from sparsebayes.train.results import results
+from sparsebayes.train.search_run import run_search
 from sparsebayes.train.setup import check_model, example_of, make_builder, make_loaders, resolve_device
 
 __all__ = ["export_point", "run_recipe"]
 
 
 def run_recipe(
-    recipe: Recipe,
+    recipe: AnyRecipe,
     *,
     out: Path | None = None,
     resume: Path | None = None,
@@ -62,6 +59,8 @@ def run_recipe(
         SparseBayesError: In one sentence: what was expected, what came, what to do.
         KeyboardInterrupt: If interrupted; the folder can then be resumed.
     """
+    if isinstance(recipe, SearchRecipe):
+        return run_search(recipe, out=out, resume=resume, quiet=quiet, overwrite=overwrite)
     prior = recipe.prior
     if prior.joint and (prior.scale != "switches" or prior.rule != "evidence"):
         raise RecipeError(
@@ -86,7 +85,7 @@ def run_recipe(
     if recipe.posterior != "laplace":
         check_gates(grouping)
     folder = open_folder(recipe, out, resume, overwrite)
-    with Reporter(quiet=quiet) as reporter, _terminable():
+    with Reporter(quiet=quiet) as reporter, terminable():
         reporter.line(f"run folder {folder}")
         metrics = folder / "metrics.jsonl"
         mend_lines_(metrics)
@@ -156,20 +155,3 @@ def export_point(
         raise RunError(f"cannot write {target}: {error.strerror or error}") from None
     export_onnx(model, example, target / "model.onnx", legacy=legacy)
     return target
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C while a run works, so that both leave a folder to resume from."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -10,7 +10,7 @@ from torch import nn
 from sparsebayes.data import Dataset, Images, Loader, split
 from sparsebayes.errors import DataError, ModelError, RecipeError
 from sparsebayes.models import build
-from sparsebayes.recipe import Recipe
+from sparsebayes.recipe import AnyRecipe, Recipe
 from sparsebayes.train.evaluation import check_logits
 from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.seeding import derive_seed
@@ -30,7 +30,7 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_loaders(recipe: Recipe, dataset: Dataset, device: torch.device) -> tuple[Loaders, Loader]:
+def make_loaders(recipe: AnyRecipe, dataset: Dataset, device: torch.device) -> tuple[Loaders, Loader]:
     """Training, curvature and held-out images, and the test set."""
     data = recipe.data
     train, heldout = split(dataset.train, holdout=data.holdout, seed=recipe.seed)

@@ -1,0 +1,273 @@
+"""What a recipe of `task: search` may say: the sections that only a search has, and the recipe made of them.
+
+>>> recipe = SearchRecipe(version=1, name="tiny", task="search", search=SearchSection(space="nas_bench_201"))
+>>> recipe.search.strength_for(num_images=50_000), recipe.retrain.epochs
+(1.0, 10)
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias, Union
+
+from pydantic import BeforeValidator, Field, JsonValue, PlainValidator, WithJsonSchema
+
+from sparsebayes.errors import unknown
+from sparsebayes.recipe.base import Epochs, Rate, Section
+from sparsebayes.recipe.names import RUN_NAME, list_rules, show_value
+from sparsebayes.recipe.schema import (
+    BatchSize,
+    CurvatureSection,
+    DataSection,
+    EvaluateSection,
+    ExportSection,
+    Folder,
+    GroupRule,
+    ModelSection,
+    PriorSection,
+    PruneSection,
+    Recipe,
+    Threads,
+    TrainSection,
+    _split_rules,
+)
+
+__all__ = ["AnyRecipe", "CompressSection", "RetrainSection", "SearchRecipe", "SearchSection"]
+
+SPACE_NAMES = (
+    "chain",
+    "darts",
+    "nas_bench_1shot1_s1",
+    "nas_bench_1shot1_s2",
+    "nas_bench_1shot1_s3",
+    "nas_bench_201",
+    "tree",
+)
+# Repeated because that table imports torch; tests/nas/test_recipe.py holds the two together.
+
+Width: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
+Depth: TypeAlias = Annotated[int, Field(ge=1, le=100)]
+
+
+def _space(value: Any) -> Any:
+    """Accept the name of a shipped space, or a section that says one; that is checked when the run begins."""
+    if isinstance(value, str) and value not in SPACE_NAMES:
+        raise ValueError(unknown("search space", value, SPACE_NAMES) + ", or write one as a section")
+    if not isinstance(value, (str, dict)):
+        raise ValueError(
+            f"expected the name of a search space or a section that says one, got {show_value(value)}"
+        )
+    return value
+
+
+SpaceValue: TypeAlias = Annotated[
+    Union[str, dict[str, Any]],  # noqa: UP007 - pydantic evaluates this at run time, and Python 3.10 must manage
+    PlainValidator(_space),
+    WithJsonSchema({"anyOf": [{"enum": list(SPACE_NAMES)}, {"type": "object"}]}),
+]
+
+
+class SearchSection(Section):
+    """The supernet, how its switches are learned, and what decides that an operation stays."""
+
+    space: SpaceValue = Field(description="A search space, or your own as a section.")
+    baseline: Literal["none", "darts", "magnitude", "random"] = Field(
+        default="none",
+        description="What chooses instead of the posterior: softmax over operations (DARTS, first order), the size of "
+        "the switches, or random cells trained for the same multiply-accumulates.",
+    )
+    width: Width = Field(default=16, description="Channels of a node in the supernet's first stage.")
+    depth: Depth = Field(default=2, description="Cells in each of the supernet's stages.")
+    initial: float = Field(default=1.0, gt=0, le=10, description="Value that every switch begins with.")
+    num_images: int | None = Field(
+        default=None, ge=1, le=10_000_000, description="Training images that the search uses; null: all."
+    )
+    batch_size: BatchSize | None = Field(
+        default=None, ge=2, description="Images of a step; null: data.batch_size."
+    )
+    warmup_epochs: Epochs = Field(
+        default=0, description="Passes that train the weights alone, switches fixed."
+    )
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=1, description="Passes of each cycle, which train weights and switches; an update follows."
+    )
+    cycles: int = Field(default=1, ge=1, le=1000, description="Cycles of training and updating.")
+    removal: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the operations left on an edge that each cycle but the last switches off, the weakest "
+        "first, one at least; 0: only what the evidence switches off. The best of an edge stays until the decision.",
+    )
+    lr: Rate = Field(
+        default=0.05, description="Learning rate of the weights at the start; falls to 0 (cosine)."
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of weights and switches.")
+    weight_decay: float = Field(default=3e-4, ge=0, le=10, description="Weight decay of the weights.")
+    switch_lr: Rate = Field(
+        default=0.05, description="Learning rate of the switches at the start; falls alike."
+    )
+    grad_clip: float | None = Field(
+        default=5.0, gt=0, le=1e6, description="Largest norm of a gradient; null: any."
+    )
+    strength: float = Field(
+        default=1.0, gt=0, le=1e12, description="Nats of evidence that an operation must be worth to stay."
+    )
+    paper_lambda: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="The paper's weight of the penalty beside a mean loss; replaces strength by this times the number "
+        "of training images.",
+    )
+    rule: Literal["evidence", "entropy"] = Field(
+        default="evidence",
+        description="When an operation stays: evidence z^2 h > 1, or the paper's entropy rule.",
+    )
+    joint: bool = Field(
+        default=False,
+        description="Judge operations by the full curvature matrix of their switches, one removed after the other.",
+    )
+    one_op_per_edge: bool | None = Field(
+        default=None, description="Keep only the best operation of an edge; null: as the space says."
+    )
+    top_k_edges: int | None = Field(
+        default=None, ge=1, le=100, description="Incoming edges that a node keeps; null: as the space says."
+    )
+    candidates: int = Field(default=4, ge=1, le=10_000, description="Cells that baseline: random tries.")
+    save_memory: bool = Field(
+        default=False, description="Compute activations again in the backward pass instead of keeping them."
+    )
+
+    def strength_for(self, num_images: int) -> float:
+        """The temperature T: `strength`, or what `paper_lambda` stands for with so many images.
+
+        The paper minimises mean loss + lambda_w sum omega |w| (eq. 16), and its code divides the mean loss's curvature
+        by lambda_w: the loss of the whole data set then counts 1/T-fold with T = lambda_w N.
+        """
+        return self.strength if self.paper_lambda is None else self.paper_lambda * num_images
+
+
+class RetrainSection(Section):
+    """The network that is built from the genotype, and how it is trained."""
+
+    width: Width | None = Field(
+        default=None, description="Channels in the first stage; null: those of the search."
+    )
+    depth: Depth | None = Field(default=None, description="Cells of a stage; null: those of the search.")
+    inherit: bool = Field(
+        default=False, description="Start from the supernet's weights; at its width and depth only."
+    )
+    epochs: Epochs = Field(default=10, description="Passes over the training images.")
+    lr: Rate = Field(default=0.05, description="Learning rate at the start.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum.")
+    weight_decay: float = Field(default=3e-4, ge=0, le=10, description="Weight decay.")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of a label spread over all classes."
+    )
+    grad_clip: float | None = Field(
+        default=5.0, gt=0, le=1e6, description="Largest norm of a gradient; null: any."
+    )
+    augment: Literal["none", "shift", "shift1", "affine", "crop_flip", "crop_flip_cutout"] | None = Field(
+        default=None, description="Random change of each training image; null: data.augment."
+    )
+    drop_path: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Probability of dropping an operation's result, reached at the end.",
+    )
+    auxiliary: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="Weight of a second classifier's loss at two thirds of the depth.",
+    )
+
+    def settings(self) -> TrainSection:
+        """The same in the form that training takes."""
+        return TrainSection(
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            lr=self.lr,
+            label_smoothing=self.label_smoothing,
+            grad_clip=self.grad_clip,
+        )
+
+
+class CompressSection(Section):
+    """What is removed from the network that was found: the sections of a recipe of `task: compress`."""
+
+    groups: Annotated[
+        tuple[GroupRule, ...], BeforeValidator(list_rules), Field(strict=False, min_length=1)
+    ] = Field(default=(GroupRule(rule="units"),), description="What may go: one rule, or several stacked.")
+    prior: PriorSection = Field(default_factory=PriorSection, description="What is believed of the switches.")
+    train: TrainSection = Field(default_factory=TrainSection, description="How the weights are learned.")
+    prune: PruneSection = Field(default_factory=PruneSection, description="What goes.")
+
+
+class SearchRecipe(Section):
+    """A whole search: the space, the network made of what was found, and what is written."""
+
+    version: Literal[1] = Field(description="Version of the recipe format.")
+    name: str = Field(pattern=RUN_NAME, description="Name of the run; its folder's name begins with it.")
+    task: Literal["search"] = Field(description="What the run does.")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of every random choice.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where it runs; auto: cuda if there is one."
+    )
+    threads: Threads | None = Field(default=None, description="CPU threads; null: as many as torch takes.")
+    out: Folder = Field(default="runs", description="Folder that run folders are made in.")
+    data: DataSection = Field(default_factory=DataSection, description="The images.")
+    search: SearchSection = Field(description="The search.")
+    posterior: Literal["laplace"] = Field(default="laplace", description="How the switches are inferred.")
+    curvature: CurvatureSection = Field(
+        default_factory=CurvatureSection, description="How curved the loss is in the switches."
+    )
+    retrain: RetrainSection = Field(
+        default_factory=RetrainSection, description="The network of the cells that were found."
+    )
+    compress: CompressSection | None = Field(
+        default=None, description="Compress that network as well; null: deliver it as it is."
+    )
+    table: Folder | None = Field(
+        default=None,
+        description="Table of true accuracies to look the cell up in, at the end: embedded (nas_bench_201), or a file.",
+    )
+    export: ExportSection = Field(default_factory=ExportSection, description="What is written.")
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="What is measured.")
+    presets: dict[str, dict[str, JsonValue]] = Field(
+        default_factory=dict, max_length=32, description="Named changes of this recipe: --preset NAME."
+    )
+
+    def compression(self, builder: str, options: dict[str, Any]) -> Recipe:
+        """The recipe that compresses the network that was found.
+
+        Args:
+            builder: name of the network's builder.
+            options: what it is called with.
+
+        Raises:
+            ValueError: the recipe has no section `compress`.
+        """
+        if self.compress is None:
+            raise ValueError("expected a section compress")
+        return Recipe(
+            version=self.version,
+            name=self.name,
+            seed=self.seed,
+            device=self.device,
+            threads=self.threads,
+            data=self.data,
+            model=ModelSection(name=builder, options=options),
+            groups=_split_rules(self.compress.groups),
+            prior=self.compress.prior,
+            curvature=self.curvature,
+            train=self.compress.train,
+            prune=self.compress.prune,
+            export=self.export,
+            evaluate=self.evaluate,
+        )
+
+
+AnyRecipe: TypeAlias = Union[Recipe, SearchRecipe]  # noqa: UP007 - as above
+"""A recipe of either task."""

@@ -1,0 +1,258 @@
+"""From a recipe of `task: search` to a run folder: search, network, optional compression, test set, exports, report.
+
+The folder holds what every run has, and genotype.json, switches.json (every switch with what it is worth), cell-*.svg,
+and `found`: the network of the genotype before anything was removed from it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from sparsebayes.export.saved import load_model, save_model
+from sparsebayes.nas.decision import Decided
+from sparsebayes.nas.draw import draw_cell
+from sparsebayes.nas.genotype import Genotype, Op
+from sparsebayes.nas.network import build_network, inherit_
+from sparsebayes.prune.architecture import architecture_of
+from sparsebayes.recipe.search_schema import SearchRecipe
+from sparsebayes.report import read_report, summary_line, write_report
+from sparsebayes.train.checkpoint import write_atomically
+from sparsebayes.train.compress import Compressor
+from sparsebayes.train.fit import Epoch
+from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds
+from sparsebayes.train.interrupt import terminable
+from sparsebayes.train.progress import Reporter
+from sparsebayes.train.random_search import random_search
+from sparsebayes.train.results import results
+from sparsebayes.train.retrain import retrain_
+from sparsebayes.train.search import Searcher
+from sparsebayes.train.search_results import about_search, search_results
+from sparsebayes.train.search_setup import Setting, set_up
+from sparsebayes.train.seeding import derive_seed
+
+__all__ = ["BUILDER", "run_search"]
+
+BUILDER = "sparsebayes.nas.network:derived_network"
+"""Builder that the saved networks name."""
+
+Result = TypeVar("Result")
+
+
+def run_search(
+    recipe: SearchRecipe,
+    *,
+    out: Path | None = None,
+    resume: Path | None = None,
+    quiet: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Run a search from data to report.
+
+    Args:
+        recipe: what to do.
+        out: run folder; None: a new one below `recipe.out`.
+        resume: folder of an interrupted run of the same recipe.
+        quiet: print nothing.
+        overwrite: replace `out` if it holds a run.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        SparseBayesError: in one sentence: what was expected, what came, what to do.
+        KeyboardInterrupt: if interrupted; the folder can then be resumed.
+    """
+    setting = set_up(recipe)
+    folder = open_folder(recipe, out, resume, overwrite)
+    with Reporter(quiet=quiet) as reporter, terminable():
+        reporter.line(f"run folder {folder}")
+        run = _SearchRun(setting, folder, reporter)
+        try:
+            report = run.run()
+        except KeyboardInterrupt:
+            # Whoever catches it can tell the user which folder to resume.
+            raise KeyboardInterrupt(str(folder)) from None
+        write_atomically(folder / "report.json", json.dumps(report, indent=1) + "\n")
+        write_report(folder)
+        reporter.line(summary_line(read_report(folder)))
+        reporter.line(f"report {folder / 'report.html'}")
+    return folder
+
+
+@final
+class _SearchRun:
+    """The phases of one search in its folder, from wherever that stands.
+
+    Args:
+        setting: what it starts from.
+        folder: the run folder.
+        reporter: told of every step.
+    """
+
+    def __init__(self, setting: Setting, folder: Path, reporter: Reporter) -> None:
+        self._setting = setting
+        self._recipe = setting.recipe
+        self._folder = folder
+        self._reporter = reporter
+        self._metrics = folder / "metrics.jsonl"
+        self._searcher = Searcher(
+            setting.recipe, setting.supernet, setting.search_loaders, folder, self._record, reporter
+        )
+        self._seconds = read_seconds(folder)
+
+    def run(self) -> dict[str, Any]:
+        """Do what is left to do.
+
+        Returns:
+            The content of report.json.
+        """
+        mend_lines_(self._metrics)
+        self._searcher.resume()
+        self._timed("search", self._search)
+        self._timed("retrain", self._retrain)
+        if self._recipe.compress is None:
+            report = self._timed("export", self._deliver)
+        else:
+            report = self._timed("compress", self._compress)
+        report["wall_seconds"] = {name: round(value, 3) for name, value in self._seconds.items()}
+        return report
+
+    def _record(self, row: dict[str, Any]) -> None:
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _timed(self, name: str, work: Callable[[], Result]) -> Result:
+        start = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+            write_atomically(self._folder / "seconds.json", json.dumps(self._seconds))
+
+    def _genotype(self) -> Genotype:
+        return Genotype.from_json((self._folder / "genotype.json").read_text(encoding="utf-8"))
+
+    def _search(self) -> None:
+        """Search, and write what was found; done already if the folder has it."""
+        path = self._folder / "genotype.json"
+        if path.is_file():
+            return
+        if self._recipe.search.baseline == "random":
+            setting = self._setting
+            decided = random_search(
+                self._recipe, setting.supernet, setting.search_loaders, self._record, self._reporter
+            )
+            worth: dict[str, dict[Op, float]] = {}
+        else:
+            decided = self._searcher.run()
+            worth = self._write_switches(decided)
+        for key in decided.rescued:
+            self._reporter.line(
+                f"nothing of cell {key} was worth the strength, so its best path stays; lower search.strength to keep "
+                "more"
+            )
+        genotype = decided.genotype
+        for key in genotype.cells:
+            write_atomically(self._folder / f"cell-{key}.svg", draw_cell(genotype, key, worth.get(key)))
+        write_atomically(path, genotype.to_json())
+        share = 100 * genotype.parameter_free_share
+        self._reporter.line(f"found {genotype.num_ops} operations, {share:.0f} % of them without weights")
+
+    def _write_switches(self, decided: Decided) -> dict[str, dict[Op, float]]:
+        """Write what every group is worth, and whether it is part of the genotype; the worth by cell and operation."""
+        supernet, method = self._setting.supernet, self._searcher.method
+        table = supernet.table
+        values: Tensor = table.norms(method.mean(supernet.switches).detach())
+        cells, specs = decided.genotype.cells, dict(table.cells)
+        rows = []
+        worth: dict[str, dict[Op, float]] = {key: {} for key in cells}
+        for switch, value, score in zip(table.groups, values.tolist(), method.scores().tolist(), strict=True):
+            edge = specs[switch.key].edges[switch.edge]
+            row = {"cell": switch.key, "source": edge.source, "target": edge.target, "op": switch.op}
+            chosen = False
+            if switch.op is not None:
+                op = (edge.source, edge.target, switch.op)
+                worth[switch.key][op] = score
+                chosen = op in cells[switch.key]
+            rows.append({**row, "value": value, "score": score, "chosen": chosen})
+        write_atomically(self._folder / "switches.json", json.dumps(rows, indent=1) + "\n")
+        return worth
+
+    def _retrain(self) -> None:
+        """Build the network, train it and save it in `found`; done already if it is there."""
+        if (self._folder / "found" / "architecture.json").is_file():
+            return
+        setting, section, genotype = self._setting, self._recipe.retrain, self._genotype()
+        options = self._options(genotype)
+        sizes = {name: options[name] for name in ("width", "depth", "in_channels", "num_classes")}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self._recipe.seed, "retrain"))
+            network = build_network(genotype, **sizes, auxiliary=section.auxiliary > 0)
+        device = setting.loaders.example.device
+        network.to(device)
+        if section.inherit:
+            supernet = setting.supernet
+            inherit_(network, supernet.network, supernet.switches * supernet.alive, supernet.table)
+        self._reporter.phase("retrain", section.epochs)
+        ended = retrain_(
+            network,
+            setting.loaders.train,
+            setting.loaders.heldout,
+            section,
+            seed=self._recipe.seed,
+            folder=self._folder,
+            on_epoch=self._log_epoch,
+        )
+        self._reporter.line(f"network of the genotype: held-out error {100 * ended.error:.2f} %")
+        network.cpu().eval()
+        save_model(
+            self._folder / "found", network, architecture_of(network, builder=BUILDER, options=options)
+        )
+
+    def _log_epoch(self, epoch: Epoch) -> None:
+        self._reporter.step()
+        row = {"phase": "retrain", "epoch": epoch.epoch, "lr": epoch.lr, "train_loss": epoch.train_loss}
+        self._record({**row, "heldout_loss": epoch.heldout.loss, "heldout_error": epoch.heldout.error})
+
+    def _options(self, genotype: Genotype) -> dict[str, Any]:
+        """What `derived_network` is called with."""
+        section, shape = self._recipe.retrain, self._setting.supernet.shape
+        return {
+            "genotype": genotype.to_dict(),
+            "width": section.width or shape.width,
+            "depth": section.depth or shape.depth,
+            "in_channels": shape.in_channels,
+            "num_classes": shape.num_classes,
+        }
+
+    def _deliver(self) -> dict[str, Any]:
+        """Read the test set once, export, and say what was found."""
+        self._reporter.phase("export", 1)
+        device = self._setting.loaders.example.device
+        network = load_model(self._folder / "found").to(device)
+        values = self._searcher.method.mean(self._setting.supernet.switches)
+        return search_results(self._setting, values, network, self._genotype(), self._folder)
+
+    def _compress(self) -> dict[str, Any]:
+        """Compress the network that was found, in the same folder; the report's dense network is that one."""
+        setting, genotype = self._setting, self._genotype()
+        recipe = self._recipe.compression(BUILDER, self._options(genotype))
+        device = setting.loaders.example.device
+        compressor = Compressor(
+            recipe,
+            setting.loaders,
+            lambda: load_model(self._folder / "found").to(device),
+            self._folder,
+            self._record,
+            self._reporter,
+        )
+        chosen = compressor.run()
+        report = results(recipe, compressor, chosen, setting.test, setting.loaders, self._folder)
+        return {**report, "task": "search", **about_search(self._recipe, genotype, setting.table)}

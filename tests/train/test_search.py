@@ -1,0 +1,280 @@
+"""Searches from recipe to report: what is written, resuming to the same numbers, mistakes, and a planted operation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import sparsebayes
+from sparsebayes.errors import DataError, RecipeError, SparseBayesError
+from sparsebayes.nas import Genotype
+from sparsebayes.recipe import SearchRecipe, parse_recipe
+from sparsebayes.train import search as search_module
+from sparsebayes.train.run import run_recipe
+
+DATA = '''
+import torch
+from sparsebayes.data import Dataset, Images
+
+def stripes():
+    """Two classes that no single pixel tells apart: horizontal and vertical stripes at random phases."""
+    generator = torch.Generator().manual_seed(0)
+    def draw(number):
+        labels = torch.arange(number) % 2
+        line = (torch.arange(12) // 2 + torch.randint(0, 4, (number, 1), generator=generator)) % 2  # [N, 12]
+        rows = line[:, :, None].expand(-1, 12, 12)
+        images = torch.where(labels[:, None, None] == 0, rows, rows.transpose(1, 2)) * 200
+        noise = torch.randint(0, 50, (number, 1, 12, 12), generator=generator)
+        return Images((images[:, None] + noise).to(torch.uint8), labels)
+    return Dataset("stripes", draw(240), draw(100), 2, (0.5,), (0.4,))
+'''
+
+EDGE = {"source": 0, "target": 1, "ops": ["skip_connect", "nor_conv_3x3", "avg_pool_3x3"]}
+SPACE = {
+    "name": "tiny",
+    "num_stages": 1,
+    "gates": True,
+    "cells": [{"name": "cell", "num_inputs": 1, "num_nodes": 2, "edges": [EDGE]}],
+}
+
+
+@pytest.fixture(autouse=True)
+def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "searchdata.py").write_text(DATA)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def recipe(**changes: object) -> SearchRecipe:
+    """A search of seconds; `changes` are dotted keys with `__` for the dot."""
+    base: dict[str, object] = {
+        "version": 1,
+        "name": "tiny",
+        "task": "search",
+        "data": {"name": "searchdata:stripes", "holdout": 40, "batch_size": 20},
+        "search": {"space": SPACE, "width": 4, "depth": 1, "epochs": 2, "lr": 0.1, "strength": 3.0},
+        "curvature": {"num_images": 100, "estimator": "exact"},
+        "retrain": {"epochs": 1},
+        "export": {"legacy": True},
+        "evaluate": {"latency": False},
+    }
+    overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
+    parsed = parse_recipe(yaml.safe_dump(base), "tiny.yaml", overrides=overrides)
+    assert isinstance(parsed, SearchRecipe)
+    return parsed
+
+
+def numbers(folder: Path) -> list[dict[str, object]]:
+    """What a run has recorded, without times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def test_a_search_ends_in_a_network_that_loads_and_a_report(tmp_path):
+    folder = run_recipe(recipe(), out=tmp_path / "run", quiet=True)
+    report = json.loads((folder / "report.json").read_text())
+    genotype = Genotype.from_json((folder / "genotype.json").read_text())
+    assert report["task"] == "search"
+    assert report["method"] == "laplace"
+    assert report["compact"]["onnx_error"] <= 1e-4
+    assert genotype.search_space.name == "tiny"
+    model = sparsebayes.load(folder)
+    assert sum(p.numel() for p in model.parameters()) == report["compact"]["params"]
+    switches = json.loads((folder / "switches.json").read_text())
+    assert [row["op"] for row in switches] == ["skip_connect", "nor_conv_3x3", "avg_pool_3x3", None]
+    for file in ("report.html", "report.md", "model.onnx", "cell-cell.svg", "recipe.yaml"):
+        assert (folder / file).stat().st_size > 0
+    chosen = {row["op"] for row in switches if row["chosen"]}
+    assert chosen == {op for _, _, op in genotype.cells["cell"]}
+
+
+def test_the_operation_that_the_data_need_is_found_by_every_seed(tmp_path):
+    """One stage without any other convolution but the stem's: only a second convolution tells stripes apart well."""
+    for seed in range(3):
+        run = run_recipe(
+            recipe(
+                seed=seed,
+                search__one_op_per_edge=True,
+                search__epochs=6,
+                retrain__epochs=0,
+                export__onnx=False,
+            ),
+            out=tmp_path / f"run{seed}",
+            quiet=True,
+        )
+        genotype = Genotype.from_json((run / "genotype.json").read_text())
+        assert genotype.cells["cell"] == ((0, 1, "nor_conv_3x3"),)
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+@pytest.mark.parametrize("baseline", ["none", "darts"])
+def test_an_interrupted_search_goes_on_to_the_same_numbers(tmp_path, monkeypatch, stop_at, baseline):
+    changes = {
+        "search__baseline": baseline,
+        "search__cycles": 3,
+        "search__epochs": 1,
+        "search__warmup_epochs": 1,
+        "search__removal": 0.0 if baseline == "darts" else 0.4,
+        "export__onnx": False,
+    }
+    whole = run_recipe(recipe(**changes), out=tmp_path / "whole", quiet=True)
+    written = search_module.write_checkpoint
+    count = 0
+
+    def interrupt(path: Path, state: dict[str, object]) -> None:
+        nonlocal count
+        written(path, state)
+        count += 1
+        if count == stop_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(search_module, "write_checkpoint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe(**changes), out=tmp_path / "broken", quiet=True)
+    monkeypatch.setattr(search_module, "write_checkpoint", written)
+    again = run_recipe(recipe(**changes), resume=tmp_path / "broken", quiet=True)
+    assert numbers(again) == numbers(whole)
+    assert (again / "genotype.json").read_text() == (whole / "genotype.json").read_text()
+    assert (again / "switches.json").read_text() == (whole / "switches.json").read_text()
+
+
+def test_a_finished_search_resumes_to_its_report(tmp_path):
+    folder = run_recipe(recipe(export__onnx=False), out=tmp_path / "run", quiet=True)
+    before = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").unlink()
+    shutil.rmtree(folder / "found")
+    run_recipe(recipe(export__onnx=False), resume=folder, quiet=True)
+    after = json.loads((folder / "report.json").read_text())
+    assert {**before, "wall_seconds": 0} == {**after, "wall_seconds": 0}
+
+
+def test_inherited_weights_start_where_the_supernet_ended(tmp_path):
+    changes = {
+        "retrain__inherit": True,
+        "retrain__epochs": 0,
+        "search__strength": 1e-6,
+        "export__onnx": False,
+    }
+    folder = run_recipe(recipe(**changes), out=tmp_path / "run", quiet=True)
+    report = json.loads((folder / "report.json").read_text())
+    # Everything stays, so the network is the supernet with its switches as the scales of norms.
+    assert report["compact"]["test_loss"] == pytest.approx(report["dense"]["test_loss"], rel=1e-4)
+
+
+def test_search_then_compression_in_one_run(tmp_path):
+    compress = {
+        "prior": {"strength": 5.0},
+        "train": {
+            "pretrain": {"epochs": 0},
+            "cycles": {"count": 1, "epochs": 1, "max_epochs": 1, "shrink": 0.4},
+            "finetune": {"epochs": 1},
+        },
+    }
+    changes = {
+        "compress": compress,
+        "search__width": 8,
+        "retrain__epochs": 3,
+        "search__one_op_per_edge": True,
+    }
+    folder = run_recipe(recipe(**changes), out=tmp_path / "run", quiet=True)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["task"] == "search"
+    assert report["space"] == "tiny"
+    assert report["compact"]["params"] < report["dense"]["params"]
+    assert report["compact"]["onnx_error"] <= 1e-4
+
+
+@pytest.mark.parametrize("baseline", ["darts", "magnitude", "random"])
+def test_every_baseline_runs_in_the_same_harness(tmp_path, baseline):
+    changes = {
+        "search__baseline": baseline,
+        "search__candidates": 2,
+        "retrain__epochs": 0,
+        "export__onnx": False,
+    }
+    folder = run_recipe(recipe(**changes), out=tmp_path / "run", quiet=True)
+    assert json.loads((folder / "report.json").read_text())["method"] == baseline
+    assert Genotype.from_json((folder / "genotype.json").read_text()).num_ops >= 1
+
+
+def test_auxiliary_classifier_and_dropped_paths_leave_an_ordinary_network(tmp_path):
+    changes = {"retrain__auxiliary": 0.4, "retrain__drop_path": 0.2, "retrain__augment": "shift1"}
+    folder = run_recipe(recipe(**changes), out=tmp_path / "run", quiet=True)
+    model = sparsebayes.load(folder)
+    assert not any("auxiliary" in name for name in model.state_dict())
+    x = torch.randn(3, 1, 12, 12)
+    assert torch.equal(model(x), model(x))
+
+
+def test_a_strength_beyond_all_evidence_keeps_a_path_and_says_what_to_do(tmp_path, capsys):
+    folder = run_recipe(recipe(search__strength=1e9, export__onnx=False), out=tmp_path / "run")
+    assert "nothing of cell cell was worth the strength" in capsys.readouterr().out
+    assert Genotype.from_json((folder / "genotype.json").read_text()).num_ops == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"search__batch_size": 500}, DataError, "the search has only 200 images; lower it"),
+        (
+            {"data__batch_size": 1},
+            DataError,
+            "batches of at least 2 images, as every operation ends in a batch norm",
+        ),
+        ({"search__num_images": 5000}, DataError, "search.num_images is 5000, but only 200 images are left"),
+        ({"table": "embedded"}, RecipeError, "is for the space nas_bench_201, not 'tiny'"),
+        ({"retrain__inherit": True, "retrain__width": 9}, RecipeError, "must be those of the search"),
+        (
+            {"retrain__inherit": True, "search__baseline": "darts"},
+            RecipeError,
+            "takes switches, which baseline darts does not learn",
+        ),
+        (
+            {"search__space": "chain", "retrain__depth": 3},
+            RecipeError,
+            "retrain.depth must be that of the search",
+        ),
+        ({"search__space": {**SPACE, "cells": []}}, RecipeError, "expected at least one cell"),
+        (
+            {
+                "search__space": {
+                    **SPACE,
+                    "cells": [{**SPACE["cells"][0], "edges": [[1, 0, ["skip_connect"]]]}],
+                }
+            },
+            RecipeError,
+            "edge 1 -> 0 points back, which can close a cycle",
+        ),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(tmp_path, changes, error, says):
+    with pytest.raises(error, match=says) as caught:
+        run_recipe(recipe(**changes), out=tmp_path / "run", quiet=True)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("search__space", "dart", "unknown search space 'dart'; did you mean 'darts'"),
+        ("search__cycle", 3, "unknown key 'cycle'; did you mean 'cycles'"),
+        ("prune", {}, "unknown key 'prune'"),
+        ("search__baseline", "drts", "did you mean 'darts'"),
+        ("search__removal", 1.0, "expected a number < 1, got 1.0"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named_with_what_it_may_say(key, value, says):
+    with pytest.raises(SparseBayesError, match=says):
+        recipe(**{key: value})
+
+
+def test_the_papers_lambda_is_a_strength_for_the_number_of_images():
+    section = recipe(search__paper_lambda=0.01).search
+    assert section.strength_for(50_000) == 500.0
+    assert recipe().search.strength_for(50_000) == 3.0

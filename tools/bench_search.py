@@ -1,0 +1,180 @@
+"""Search figures: true accuracies of the cells found on NAS-Bench-201, and the time, beside baselines in one harness.
+
+    python tools/bench_search.py nas-bench-201 --seeds 5 --threads 2
+    python tools/bench_search.py nas-bench-201 --seeds 5 --methods laplace random
+    python tools/bench_search.py step --threads 1
+
+`nas-bench-201` searches on CIFAR-10 with the shipped recipe, once per seed and method, and reads the cell's accuracies
+off the run's report; the methods share data, supernet and number of steps, and random search its multiply-accumulates.
+`step` times a training step of the supernet of the DARTS space with switches against the same step with a softmax, and
+the curvature of all switches against one step. The data root is $SPARSEBAYES_DATA. Results: docs/benchmarks/NAME.json,
+written after every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from sparsebayes.nas import SPACES, Shape, Supernet
+from sparsebayes.nas.methods import DartsSearch, Options
+from sparsebayes.nas.rows import switch_rows
+from sparsebayes.recipe import load_recipe
+from sparsebayes.report.benchmarks import Row, write_rows
+from sparsebayes.report.provenance import git_commit, library_versions, machine_hardware
+from sparsebayes.train.run import run_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS: dict[str, tuple[str, ...]] = {
+    "laplace": (),
+    "magnitude": ("search.baseline=magnitude",),
+    "darts": ("search.baseline=darts", "search.removal=0"),
+    "random": ("search.baseline=random",),
+}
+BENCH_NOTES = (
+    "Searched on CIFAR-10; accuracies are those of the benchmark's table, read once per run, at its end. No setting "
+    "was chosen by the table.",
+    "All methods share data, supernet and steps; random search trains its candidates for the supernet's "
+    "multiply-accumulates altogether and takes the best held-out loss.",
+    "search_seconds is the search alone; the rest of a run builds, exports and reports.",
+)
+
+
+def write(
+    name: str, title: str, notes: tuple[str, ...], rows: list[Row], threads: int, command: list[str]
+) -> None:
+    """Write what is known so far."""
+    target = ROOT / "docs" / "benchmarks" / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(
+        target,
+        title=title,
+        notes=list(notes),
+        rows=rows,
+        hardware=f"{machine_hardware()}; {threads} threads",
+        versions=library_versions(),
+        command=shlex.join(["python", "tools/bench_search.py", *command]),
+        git_commit=git_commit(ROOT),
+    )
+
+
+def bench_201(
+    methods: list[str], seeds: list[int], threads: int, overrides: list[str], keep: Path | None
+) -> None:
+    """Search once per seed and method."""
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    command = ["nas-bench-201", "--seeds", str(len(seeds)), "--threads", str(threads), "--methods", *methods]
+    command += ["--set", *overrides] if overrides else []
+    for seed in seeds:
+        for method in methods:
+            changes = [
+                f"seed={seed}",
+                f"threads={threads}",
+                "export.onnx=false",
+                *METHODS[method],
+                *overrides,
+            ]
+            recipe = load_recipe("nas_bench201", overrides=changes)
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch) / "run" if keep is None else keep / f"nas-bench-201-{method}-{seed}"
+                run_recipe(recipe, out=folder, quiet=True, overwrite=True)
+                report = json.loads((folder / "report.json").read_text())
+            found = report["table"]
+            figures = {
+                "CIFAR-10 test (%)": found["accuracies"]["c10_test_200"],
+                "CIFAR-100 test (%)": found["accuracies"]["c100_test_200"],
+                "ImageNet16-120 test (%)": found["accuracies"]["in16_test_200"],
+                "rank of 15,625 (CIFAR-10)": found["ranks"]["c10_test_200"],
+                "parameter-free share": report["parameter_free_share"],
+                "search_seconds": report["wall_seconds"]["search"],
+            }
+            for metric, value in figures.items():
+                values.setdefault((method, metric), {})[seed] = value
+            print(f"{method} seed {seed}: {found['cell']} {figures}", flush=True)
+            rows = [
+                Row(
+                    "NAS-Bench-201, searched on CIFAR-10",
+                    name,
+                    metric,
+                    tuple(by_seed.values()),
+                    tuple(by_seed),
+                )
+                for (name, metric), by_seed in values.items()
+            ]
+            write(
+                "nas-bench-201", "Architecture search on NAS-Bench-201", BENCH_NOTES, rows, threads, command
+            )
+
+
+def bench_step(threads: int, repeats: int) -> None:
+    """Time steps of the supernet of the DARTS space, interleaved."""
+    supernet = Supernet(SPACES["darts"], Shape(width=8, depth=1))
+    images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    darts = DartsSearch(supernet.table, Options(num_data=1, strength=1.0))
+    darts.optimizer(supernet.switches)
+    generator = torch.Generator()
+
+    def step(values: Callable[[], torch.Tensor]) -> None:
+        supernet.zero_grad(set_to_none=True)
+        functional.cross_entropy(supernet.train()(images, values()), labels).backward()  # type: ignore[no-untyped-call]
+
+    with torch.no_grad():
+        for _ in range(3):
+            supernet.train()(images)
+    work: dict[str, Callable[[], object]] = {
+        "step with softmax (DARTS)": lambda: step(lambda: darts.sample(supernet.switches, generator)),
+        "step with switches": lambda: step(lambda: supernet.switches),
+        "curvature of all switches": lambda: switch_rows(
+            supernet, [(images, labels)], num_images=len(images), factor="rademacher"
+        ),
+    }
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(repeats):
+        for name, call in work.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    base = statistics.median(times["step with softmax (DARTS)"])
+    rows = []
+    for name, values in times.items():
+        ratio = statistics.median(values) / base
+        print(f"{name}: {1000 * statistics.median(values):.0f} ms, {ratio:.2f} of a DARTS step")
+        rows.append(
+            Row("DARTS space, 5 cells, width 8, batch 16", name, "ratio to a DARTS step", (ratio,), (0,))
+        )
+    notes = (f"Median of {repeats} interleaved repeats.",)
+    write("nas-step", "Cost of a search step", notes, rows, threads, ["step", "--threads", str(threads)])
+
+
+def main() -> None:
+    """Parse the command line and run one benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=["nas-bench-201", "step"])
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=10, help="repeats of the timed step")
+    parser.add_argument("--keep", type=Path, help="keep the run folders here")
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="recipe overrides, key=value")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.task == "step":
+        bench_step(arguments.threads, arguments.repeats)
+        return
+    seeds = list(range(arguments.seeds))
+    bench_201(arguments.methods, seeds, arguments.threads, arguments.overrides, arguments.keep)
+
+
+if __name__ == "__main__":
+    main()
