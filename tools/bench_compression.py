@@ -199,13 +199,23 @@ def metrics(report: dict[str, Any], seconds: float) -> Iterator[tuple[str, float
     yield "wall_seconds", seconds
 
 
-def command_line(task: Task, seeds: list[int], overrides: list[str], threads: int) -> str:
+PROGRAM = "tools/bench_compression.py"
+
+
+def command_line(program: str, task: Task, seeds: list[int], overrides: list[str], threads: int) -> str:
     """The command that makes the same rows, without where this machine keeps things."""
     options = ["--seeds", str(len(seeds)), "--threads", str(threads)]
-    return shlex.join(["python", "tools/bench_compression.py", task.name, *options, *overrides])
+    return shlex.join(["python", program, task.name, *options, *overrides])
 
 
-def run(task: Task, seeds: list[int], overrides: list[str], threads: int, keep: Path | None) -> None:
+def run(
+    task: Task,
+    seeds: list[int],
+    overrides: list[str],
+    threads: int,
+    keep: Path | None,
+    program: str = PROGRAM,
+) -> None:
     """Run all methods of a task, and write what is known after every run."""
     target = ROOT / "docs" / "benchmarks" / f"{task.name}.json"
     values: dict[tuple[str, str], dict[int, float]] = {}
@@ -243,7 +253,7 @@ def run(task: Task, seeds: list[int], overrides: list[str], threads: int, keep: 
                 rows=rows,
                 hardware=f"{machine_hardware()}; {threads} threads",
                 versions=library_versions(),
-                command=command_line(task, seeds, overrides, threads),
+                command=command_line(program, task, seeds, overrides, threads),
                 git_commit=git_commit(ROOT),
             )
     read_benchmark(target)

@@ -149,7 +149,7 @@ class VariationalDropout(Posterior):
         length_scale: float | Tensor = 50.0,
         tau: float = 0.2,
         initial: float | Tensor = 0.1,
-        lr: float = 0.1,
+        lr: float = 0.05,
         adaptive: bool = True,
         shared: Tensor | None = None,
         hierarchy: Hierarchy | None = None,
