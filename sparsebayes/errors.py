@@ -21,6 +21,7 @@ __all__ = [
     "RecipeError",
     "RunError",
     "SparseBayesError",
+    "Terminated",
     "unknown",
 ]
 
@@ -51,6 +52,10 @@ class RunError(SparseBayesError):
 
 class GroupingError(SparseBayesError):
     """A grouping is unknown, matches nothing, or does not fit the model."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, treated as Ctrl-C: what is open is closed, and the run can be resumed."""
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> str:

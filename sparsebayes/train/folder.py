@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -28,9 +29,12 @@ def open_folder(recipe: Recipe, out: Path | None, resume: Path | None, overwrite
     if resume is not None:
         if not (resume / "recipe.yaml").is_file():
             raise RunError(f"{resume} is not a run folder: expected recipe.yaml in it")
-        if _without_paths(recorded_recipe(resume)) != _without_paths(recipe):
+        different = _differences(_without_paths(recorded_recipe(resume)), _without_paths(recipe))
+        if different:
+            more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
             raise RunError(
-                f"{resume} was made by another recipe or with other overrides; resume it with the same ones"
+                f"{resume} was made by another recipe or with other overrides: {'; '.join(different[:3])}{more}; "
+                "resume it with the same ones"
             )
         return resume
     folder = out or Path(recipe.out) / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -83,6 +87,18 @@ def _without_paths(recipe: Recipe) -> dict[str, Any]:
         content.pop(key)
     content["data"].pop("root")
     return content
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every dotted key whose value is not the same, with both values."""
+    found = []
+    for key in dict.fromkeys([*there, *here]):
+        before, now = there.get(key), here.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            found.append(f"{prefix}{key} is {json.dumps(before)} there and {json.dumps(now)} here")
+    return found
 
 
 def read_seconds(folder: Path) -> dict[str, float]:
