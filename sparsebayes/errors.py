@@ -22,6 +22,7 @@ __all__ = [
     "RunError",
     "SparseBayesError",
     "Terminated",
+    "one_line",
     "unknown",
 ]
 
@@ -56,6 +57,20 @@ class GroupingError(SparseBayesError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, treated as Ctrl-C: what is open is closed, and the run can be resumed."""
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """Another program's message as part of a sentence: one line, printable, not too long, no full stop.
+
+    Args:
+        text: the message, or the error that carries it.
+        limit: characters at most.
+
+    Returns:
+        The text; "no message" where there is none.
+    """
+    flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return (flat if len(flat) <= limit else flat[: limit - 3] + "...").rstrip(".") or "no message"
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from sparsebayes.report import markdown
 from sparsebayes.report.charts import (
     cycle_figures,
@@ -170,7 +172,7 @@ def _notes(run: Run) -> tuple[str, ...]:
     notes = []
     budget = run.report.budget
     if isinstance(budget, dict) and budget.get("met") is False:
-        details = ", ".join(f"{name} {_plain(value)}" for name, value in budget.items() if name != "met")
+        details = "; ".join(f"{name} {value}" for name, value in _budget_rows(budget))
         notes.append(
             f"The budget was missed ({details}): raise train.cycles.count, train.cycles.shrink or prune.max_removal."
         )
@@ -202,20 +204,41 @@ def _tables(run: Run) -> tuple[Table, ...]:
         seconds.append(("together", duration(sum(report.wall_seconds.values()))))
     # A machine's record repeats the versions that have a table of their own.
     machine = {name: value for name, value in (run.environment or {}).items() if value != report.versions}
-    budget = report.budget if isinstance(report.budget, dict) else {"budget": report.budget}
     extra = {
         **_flat("", report.model_extra),
         **_flat("dense.", report.dense.model_extra),
         **_flat("compact.", report.compact.model_extra),
     }
     tables = (
-        Table("Budget", tuple(_flat("", budget).items()) if report.budget is not None else ()),
+        Table("Budget", _budget_rows(report.budget)),
         Table("Wall time", tuple(seconds)),
         Table("Machine", tuple(_flat("", machine).items())),
         Table("Versions", tuple(report.versions.items())),
         Table("Also recorded", tuple(extra.items())),
     )
     return tuple(table for table in tables if table.rows)
+
+
+def _budget_rows(budget: JsonValue) -> tuple[tuple[str, str], ...]:
+    """Each limit by its kind, with what was reached; other records of a budget as they are."""
+    if budget is None:
+        return ()
+    if not isinstance(budget, dict):
+        return (("budget", _plain(budget)),)
+    rows = []
+    limits = budget.get("limits")
+    for limit in limits if isinstance(limits, list) else []:
+        if isinstance(limit, dict):
+            words = f"at most {_figure(limit.get('limit'))}, reached {_figure(limit.get('reached'))}"
+            rows.append((str(limit.get("kind")), words + ("" if limit.get("met") else ", missed")))
+    others = {name: value for name, value in budget.items() if name not in ("met", "limits")}
+    return (*rows, *_flat("", others).items())
+
+
+def _figure(value: JsonValue) -> str:
+    """A count with separators, any other value as it is."""
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) >= 1000
+    return f"{value:,.0f}" if whole else _plain(value)
 
 
 def _flat(prefix: str, values: Mapping[str, object] | None) -> dict[str, str]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sparsebayes.cost import cost
 from sparsebayes.data.loader import Loader
+from sparsebayes.errors import RunError
 from sparsebayes.export.saved import load_model, save_model
 from sparsebayes.groups import Grouping
 from sparsebayes.prune.architecture import architecture_of
@@ -30,7 +31,12 @@ from sparsebayes.prune.masking import Masks
 from sparsebayes.prune.pricing import EntryCosts, entry_costs, present_cost
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe
-from sparsebayes.train.checkpoint import read_checkpoint, write_atomically, write_checkpoint
+from sparsebayes.train.checkpoint import (
+    read_checkpoint,
+    remove_checkpoints,
+    write_atomically,
+    write_checkpoint,
+)
 from sparsebayes.train.evaluation import Evaluation, logits_table
 from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
 from sparsebayes.train.front import Point, band_limit, read_front, replace_point, write_front
@@ -243,7 +249,7 @@ class Compressor:
     def _choose(self, point: Point) -> None:
         self.points = replace_point(self.points, replace(point, chosen=True))
         write_front(self.folder / "pareto.json", self.points)
-        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        remove_checkpoints(self.folder / "checkpoint.pt")
 
     def _fit(self, model: nn.Module, phase: Phase, masks: dict[str, Tensor]) -> Evaluation:
         """Train one phase with what every phase shares: masks, teacher, records and the checkpoint to resume from."""
@@ -287,11 +293,13 @@ class Compressor:
         )
 
     def _resumed(self, phase: Phase) -> dict[str, Any] | None:
-        """State of this very phase, if the run was interrupted within it."""
-        path = self.folder / "checkpoint.pt"
-        if not path.is_file():
+        """State of this very phase, if the run was interrupted within it; damaged ones only cost the phase's epochs."""
+        try:
+            checkpoint = read_checkpoint(self.folder / "checkpoint.pt", self._reporter.line)
+        except RunError as error:
+            if any(self.folder.glob("checkpoint*.pt")):
+                self._reporter.line(f"{error}; the phase {phase.name!r} begins again")
             return None
-        checkpoint = read_checkpoint(path)
         if checkpoint.get("phase") != phase.name:
             return None
         state: dict[str, Any] = checkpoint["state"]
@@ -340,7 +348,7 @@ class Compressor:
         )
         self._save_network(number, model, lineage)
         self.points.append(point)
-        write_front(self.folder / "pareto.json", self.points)
+        # Recorded before it counts: after a kill in between it is recorded twice, and the first one is dropped.
         self._record(
             {
                 "phase": "point",
@@ -352,6 +360,7 @@ class Compressor:
                 "heldout_error": point.heldout_error,
             }
         )
+        write_front(self.folder / "pareto.json", self.points)
         self._reporter.line(f"point {number}: {point.describe()}")
 
     def _save_network(self, point: int, model: nn.Module, lineage: Lineage) -> None:

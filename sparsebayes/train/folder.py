@@ -14,10 +14,10 @@ from sparsebayes.errors import RunError
 from sparsebayes.recipe import Recipe, dump_recipe, parse_recipe
 from sparsebayes.train.checkpoint import write_atomically
 
-__all__ = ["mend_lines_", "open_folder", "read_seconds", "recorded_recipe"]
+__all__ = ["mend_lines_", "open_folder", "read_seconds", "recorded_recipe", "settle_lines_"]
 
 WRITTEN = (
-    *("recipe.yaml", "metrics.jsonl", "pareto.json", "points", "checkpoint.pt", "seconds.json"),
+    *("recipe.yaml", "metrics.jsonl", "pareto.json", "points", "checkpoint*.pt", "seconds.json"),
     *("selection.json", "evidence.json", "environment.json", "report.json", "report.md", "report.html"),
     *("model.safetensors", "architecture.json", "model.onnx", "dense.onnx", "export-*", "*.part"),
 )
@@ -68,6 +68,26 @@ def mend_lines_(path: Path) -> None:
         content = path.read_bytes()
         if content and not content.endswith(b"\n"):
             write_atomically(path, content[: content.rfind(b"\n") + 1])
+
+
+def settle_lines_(path: Path) -> None:
+    """Of the records of the same phase, cycle and epoch keep the last.
+
+    An epoch that was broken off after its record and before its checkpoint is done, and recorded, again.
+    """
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept: dict[object, str] = {}
+    for number, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            key = tuple(row.get(name) for name in ("phase", "cycle", "epoch", "lr"))
+        except (ValueError, AttributeError):
+            key = (number,)
+        kept[key] = line  # where the first one stood, so that the order is that of an unbroken run
+    if len(kept) < len(lines):
+        write_atomically(path, "".join(line + "\n" for line in kept.values()))
 
 
 def recorded_recipe(run_dir: Path) -> Recipe:

@@ -24,7 +24,7 @@ from sparsebayes.recipe import Recipe
 from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor
-from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds
+from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import recipe_grouping
 from sparsebayes.train.results import results
@@ -98,6 +98,7 @@ def run_recipe(
             raise type(interrupt)(str(folder)) from None
         compressor.seconds["export"] = time.perf_counter() - start
         report["wall_seconds"] = {name: round(s, 3) for name, s in compressor.seconds.items()}
+        settle_lines_(metrics)
         write_atomically(folder / "report.json", json.dumps(report, indent=1) + "\n")
         write_report(folder)
         reporter.line(summary_line(read_report(folder)))

@@ -181,13 +181,19 @@ def test_a_network_that_is_not_faster_or_over_budget_is_not_hidden(tmp_path: Pat
     report = json.loads((tmp_path / "report.json").read_text())
     assert "did not fall" not in write_report(tmp_path).read_text()
     report["compact"].update(latency_ms_batch1=0.41)
-    report["budget"] = {"macs": 0.02, "met": False, "reached": 0.0393}
+    limits = [
+        {"kind": "macs", "limit": 45860.0, "reached": 90123, "met": False},
+        {"kind": "latency_ms", "limit": 0.5, "reached": 0.41, "met": True},
+    ]
+    report["budget"] = {"met": False, "limits": limits}
     (tmp_path / "report.json").write_text(json.dumps(report))
     page, markdown = write_report(tmp_path).read_text(), (tmp_path / "report.md").read_text()
     for text in (page, markdown):
         assert "Latency at batch 1 did not fall" in text
-        assert "The budget was missed (macs 0.02, reached 0.0393)" in text
-        assert "0.0393" in text
+        assert (
+            "The budget was missed (macs at most 45,860, reached 90,123, missed; latency_ms at most" in text
+        )
+    assert "at most 0.5, reached 0.41</td>" in page
     report["compact"]["macs"] = report["dense"]["macs"]
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert "Nothing was cut out" in write_report(tmp_path).read_text()
