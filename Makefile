@@ -1,6 +1,7 @@
 # make quickstart   install into .venv and compress a first network, from data inside the package
 # make test         all tests that need no network
 # make lint         style, format and types
+# make docs         write the pages of docs/ that are made from the code, and check the links
 # make release-test build the wheel, install it into an empty environment, and run the first recipe there
 #
 # Needs Python 3.10 or newer and make. An existing .venv is used as it is. Repeating a target repeats no installation.
@@ -16,11 +17,11 @@ PYTHON ?= $(firstword $(foreach name,$(CANDIDATES),$(shell $(name) -c '$(NEW_ENO
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help quickstart install dev test lint release-test
+.PHONY: help quickstart install dev test lint docs release-test
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 4
+	@sed -n 's/^# //p' Makefile | head -n 5
 
 quickstart: install
 	$(BIN)/sparsebayes run recipes/quickstart.yaml
@@ -36,6 +37,12 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: dev
+	$(BIN)/python tools/render_recipe_reference.py
+	$(BIN)/python tools/render_api_reference.py
+	$(BIN)/python tools/render_benchmarks.py
+	$(BIN)/python tools/check_links.py
 
 release-test: dev
 	SPARSEBAYES_RELEASE_TEST=1 $(BIN)/python -m pytest tests/release

@@ -21,6 +21,8 @@ __all__ = [
     "RecipeError",
     "RunError",
     "SparseBayesError",
+    "Terminated",
+    "one_line",
     "unknown",
 ]
 
@@ -51,6 +53,24 @@ class RunError(SparseBayesError):
 
 class GroupingError(SparseBayesError):
     """A grouping is unknown, matches nothing, or does not fit the model."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, treated as Ctrl-C: what is open is closed, and the run can be resumed."""
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """Another program's message as part of a sentence: one line, printable, not too long, no full stop.
+
+    Args:
+        text: the message, or the error that carries it.
+        limit: characters at most.
+
+    Returns:
+        The text; "no message" where there is none.
+    """
+    flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return (flat if len(flat) <= limit else flat[: limit - 3] + "...").rstrip(".") or "no message"
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -14,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from sparsebayes import __version__
 from sparsebayes.cli import main
-from sparsebayes.errors import RunError
+from sparsebayes.errors import RunError, Terminated
 from sparsebayes.recipe import dump_recipe, json_schema, load_recipe, parse_recipe, shipped_recipes
 from sparsebayes.recipe.schema import Recipe
 
@@ -47,10 +48,12 @@ def calls(monkeypatch, tmp_path):
         return function
 
     train, run = types.ModuleType("sparsebayes.train"), types.ModuleType("sparsebayes.train.run")
-    run.run_recipe, run.export_point = stand_in("run_recipe"), stand_in("export_point")
+    run.run_recipe = stand_in("run_recipe")
+    export = types.ModuleType("sparsebayes.train.export")
+    export.export_point, export.quantize_export = stand_in("export_point"), stand_in("quantize_export")
     report = types.ModuleType("sparsebayes.report")
-    report.write_report = stand_in("write_report")
-    for module in (train, run, report):
+    report.write_report, report.write_comparison = stand_in("write_report"), stand_in("write_comparison")
+    for module in (train, run, export, report):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(SMALL, encoding="utf-8")
@@ -194,11 +197,12 @@ def test_an_interruption_without_a_folder_is_just_said(calls, monkeypatch):
 def test_export_passes_its_options_on(calls):
     assert call("export", "first").output == f"exported to {Path('made/by/export_point')}\n"
     assert call("export", "first", "--point", "3", "--out", "o", "--legacy").exit_code == 0
-    assert call("export", "first", "--max-params", "500").exit_code == 0
+    assert call("export", "first", "--max-params", "500", "--overwrite").exit_code == 0
+    usual = {"out": None, "overwrite": False, "legacy": False}
     assert [(args, kwargs) for _, args, kwargs in calls] == [
-        ((Path("first"),), {"point": None, "max_params": None, "out": None, "legacy": False}),
-        ((Path("first"),), {"point": 3, "max_params": None, "out": Path("o"), "legacy": True}),
-        ((Path("first"),), {"point": None, "max_params": 500, "out": None, "legacy": False}),
+        ((Path("first"),), {**usual, "point": None, "max_params": None}),
+        ((Path("first"),), {**usual, "point": 3, "max_params": None, "out": Path("o"), "legacy": True}),
+        ((Path("first"),), {**usual, "point": None, "max_params": 500, "overwrite": True}),
     ]
 
 
@@ -221,8 +225,14 @@ def test_mistakes_in_export_are_sentences(calls, arguments, sentence):
 
 def test_report_writes_the_report_of_each_run(calls):
     result = call("report", "first", "second")
-    assert result.output == f"report: {Path('first/report.html')}\nreport: {Path('second/report.html')}\n"
-    assert calls == [("write_report", (Path("first"),), {}), ("write_report", (Path("second"),), {})]
+    pages = f"report: {Path('first/report.html')}\nreport: {Path('second/report.html')}\n"
+    assert result.output == f"{pages}comparison: {Path('made/by/write_comparison')}\n"
+    runs = [Path("first"), Path("second")]
+    assert calls[:2] == [("write_report", (run,), {}) for run in runs]
+    assert calls[2] == ("write_comparison", (tuple(runs), Path("comparison.html")), {"overwrite": False})
+    assert call("report", "first", "second", "--out", "o.html", "--overwrite").exit_code == 0
+    assert calls[-1] == ("write_comparison", (tuple(runs), Path("o.html")), {"overwrite": True})
+    assert complaint("report", "first", "--out", "o.html").startswith("expected two or more runs for --out")
 
 
 def test_report_writes_nothing_where_one_folder_is_missing(calls):
@@ -233,7 +243,7 @@ def test_report_writes_nothing_where_one_folder_is_missing(calls):
 
 def test_validate_says_what_the_recipe_does(calls):
     changes = ["prune.budget.macs=0.25", "model.options={num_classes: 3}", "groups=[units, '2:4']"]
-    result = call("validate", "tiny.yaml", *changes, "--preset", "smoke")
+    result = call("validate", "tiny.yaml", *changes, "--preset", "smoke", "--no-estimate")
     assert result.exit_code == 0
     assert result.output.splitlines() == [
         "name       tiny",
@@ -247,8 +257,11 @@ def test_validate_says_what_the_recipe_does(calls):
         "presets    smoke",
         "recipe is valid",
     ]
-    assert "budget 0.1 of params" in call("validate", "tiny.yaml", "prune.budget.params=0.1").output
-    assert "price none, budget none" in call("validate", "tiny.yaml").output
+    assert (
+        "budget 0.1 of params"
+        in call("validate", "tiny.yaml", "prune.budget.params=0.1", "--no-estimate").output
+    )
+    assert "price none, budget none" in call("validate", "tiny.yaml", "--no-estimate").output
 
 
 def test_validate_lists_every_mistake(calls):
@@ -315,7 +328,7 @@ def test_copy_leaves_nothing_half_written(calls, monkeypatch):
 
 
 def test_an_unknown_command_names_the_nearest():
-    names = "copy, export, list, report, run, show, validate"
+    names = "bench, copy, export, list, report, run, show, validate"
     assert complaint("rnu") == f"unknown command 'rnu'; did you mean 'run'? Choices: {names}"
     assert complaint("xyz") == f"unknown command 'xyz'. Choices: {names}"
     assert complaint("--foo") == "No such option '--foo'; see 'sparsebayes --help'"
@@ -327,18 +340,89 @@ def test_no_command_prints_the_help():
     assert result.stderr == call("--help").output
 
 
+def test_a_terminated_run_has_its_own_exit_status(calls, monkeypatch):
+    fail_with(monkeypatch, Terminated("runs/tiny"))
+    result = call("run", "tiny.yaml")
+    assert result.exit_code == 143
+    assert result.stderr == "continue with: sparsebayes run tiny.yaml --resume runs/tiny\nterminated\n"
+
+
+def test_validate_estimates_time_and_memory(calls, monkeypatch):
+    monkeypatch.delitem(sys.modules, "sparsebayes.train")
+    monkeypatch.delitem(sys.modules, "sparsebayes.report")
+    last = call("validate", "quickstart", "--preset", "smoke").output.splitlines()[-1]
+    assert re.fullmatch(
+        r"estimate   about .+ of training on .+ \(.+ ms a step\), in about .+ [MG]B of memory", last
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["none"], "expected a run folder or an ONNX file, got 'none', which is neither"),
+        (["first"], "first holds no ONNX file; run with export.onnx=true, or export a point of it"),
+        (["tiny.yaml"], "onnxruntime cannot run tiny.yaml ("),
+        (["first", "--batch", "0"], "Invalid value for '--batch': '0' is not a list of whole numbers from 1"),
+        (["first", "--batch", "1,x"], "Invalid value for '--batch': '1,x' is not a list of whole numbers"),
+        (["first", "--threads", "9" * 40], "Invalid value for '--threads': '999"),
+        (["tiny.yaml", "--out", "tiny.yaml"], "expected a folder for --out, got the file 'tiny.yaml'"),
+        ([], "Missing argument 'RUN|FILE...'; see 'sparsebayes bench --help'"),
+    ],
+)
+def test_mistakes_in_bench_are_sentences(calls, monkeypatch, arguments, sentence):
+    monkeypatch.delitem(sys.modules, "sparsebayes.report")
+    assert complaint("bench", *arguments).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        ("sparsebayes run quick", ["plain,quickstart", "file,quick"]),
+        ("sparsebayes run quickstart train.l", ["plain,train.lr=", "plain,train.label_smoothing="]),
+        (
+            "sparsebayes run quickstart train.pretrain.",
+            ["plain,train.pretrain.epochs=", "plain,train.pretrain.lr="],
+        ),
+        ("sparsebayes run quickstart pru", ["plain,prune."]),
+        ("sparsebayes export ru", ["dir,ru"]),
+        ("sparsebayes va", ["plain,validate"]),
+    ],
+)
+def test_the_tab_key_completes_commands_recipes_and_keys(words, completions):
+    environment = {"_SPARSEBAYES_COMPLETE": "bash_complete", "COMP_WORDS": words}
+    environment["COMP_CWORD"] = str(len(words.split()) - 1)
+    result = CliRunner().invoke(main, [], prog_name="sparsebayes", env=environment)
+    assert sorted(result.output.splitlines()) == sorted(completions)
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])
+def test_errors_have_no_colours_where_there_is_no_terminal(variables):
+    result = CliRunner().invoke(main, ["run", "nothing"], prog_name="sparsebayes", env=variables)
+    assert "\x1b" not in result.output
+    colourful = CliRunner().invoke(
+        main, ["run", "nothing"], prog_name="sparsebayes", env=variables, color=True
+    )
+    assert ("\x1b" in colourful.output) == (not variables)
+
+
+def test_the_help_says_what_an_exit_status_means():
+    text = call("--help").output
+    for status in ("0", "1", "2", "130", "143"):
+        assert f" {status} " in text.partition("Exit status:")[2]
+
+
 def test_the_version_is_the_packages():
     assert call("--version").output == f"sparsebayes, version {__version__}\n"
 
 
 def test_the_commands_are_these():
-    assert sorted(main.commands) == ["copy", "export", "list", "report", "run", "show", "validate"]
+    assert sorted(main.commands) == ["bench", "copy", "export", "list", "report", "run", "show", "validate"]
 
 
 @pytest.mark.parametrize("name", ["", *sorted(main.commands)])
 def test_every_help_ends_with_examples_that_parse(calls, name):
     text = call(*([name] if name else []), "--help").output
-    examples = [line.strip() for line in text.partition("Examples:\n")[2].splitlines()]
+    examples = [line.strip() for line in text.partition("Examples:\n")[2].partition("\n\n")[0].splitlines()]
     assert examples
     for example in examples:
         program, command, *arguments = example.partition(" > ")[0].split()
@@ -349,7 +433,14 @@ def test_every_help_ends_with_examples_that_parse(calls, name):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["list"], ["show", "quickstart"], ["validate", "quickstart"]]
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["list"],
+        ["show", "quickstart"],
+        ["validate", "quickstart", "--no-estimate"],
+    ],
 )
 def test_what_only_reads_recipes_does_not_import_torch(arguments):
     program = (

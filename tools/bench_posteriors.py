@@ -168,6 +168,7 @@ def sampling_figures(seed: int, num_samples: int, overrides: list[str]) -> Itera
     for adaptive in (True, False):
         own = [f"variational_dropout.adaptive={str(adaptive).lower()}"]
         recipe = load_recipe("quickstart", overrides=[*changes, *own])
+        assert isinstance(recipe, Recipe)
         dataset = load(recipe.data.name, root=recipe.data.root)
         loaders, test = make_loaders(recipe, dataset, torch.device("cpu"))
         switched = learned(recipe, loaders)

@@ -23,7 +23,7 @@ import onnxruntime
 
 from sparsebayes.errors import ModelError, RunError
 
-__all__ = ["compare_latency", "latency_ms", "open_session"]
+__all__ = ["compare_latency", "latency_ms", "open_session", "prepare_call"]
 
 MIN_SAMPLE_SECONDS = 2e-3
 WARM_UP_CALLS = 3
@@ -71,7 +71,7 @@ def compare_latency(
     for what, count in (("batch", batch), ("threads", threads), ("repeats", repeats)):
         if count < 1:
             raise ModelError(f"a latency measurement needs {what} of at least 1, not {count}")
-    calls = {name: _caller(path, batch, threads) for name, path in paths.items()}
+    calls = {name: prepare_call(path, batch, threads) for name, path in paths.items()}
     per_sample = {name: _calls_per_sample(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
@@ -101,6 +101,8 @@ def open_session(path: str | os.PathLike[str], *, threads: int = 1) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Threads that spin between two calls would take the cores from the next file that is measured.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors only: remarks on the graph optimiser are of no use to the caller
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -110,8 +112,21 @@ def open_session(path: str | os.PathLike[str], *, threads: int = 1) -> Any:
         ) from error
 
 
-def _caller(path: str | os.PathLike[str], batch: int, threads: int) -> Callable[[], object]:
-    """A function that runs the file once, on fixed noise (zeros for integer inputs, which may be indices)."""
+def prepare_call(path: str | os.PathLike[str], batch: int, threads: int) -> Callable[[], object]:
+    """Open a file and warm it up.
+
+    Args:
+        path: an ONNX file with one input of shape `[batch, ...]`, only the batch dimension free.
+        batch: rows of the input.
+        threads: threads inside one operator.
+
+    Returns:
+        A function that runs the file once, on fixed noise (zeros for integer inputs, which may be indices).
+
+    Raises:
+        ModelError: onnxruntime refuses the file or the batch size, or the file's input is not as above.
+        RunError: the file is not there.
+    """
     session = open_session(path, threads=threads)
     inputs = session.get_inputs()
     if len(inputs) != 1:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from sparsebayes.errors import ModelError, RunError
+from sparsebayes.errors import ModelError, RunError, one_line
 from sparsebayes.models import build
 from sparsebayes.prune.architecture import Architecture, architecture_of, named_tensors, reshape_
 
@@ -123,7 +123,7 @@ def _read(path: Path, architecture: Architecture) -> dict[str, Tensor]:
             f"cannot read {path}: no such file; expected a folder that a run has written"
         ) from cause
     except (OSError, SafetensorError) as cause:
-        raise RunError(f"{path} is damaged or cut short ({cause}); write it again") from cause
+        raise RunError(f"{path} is damaged or cut short ({one_line(cause)}); write it again") from cause
     if set(tensors) != set(architecture.shapes):
         odd = sorted(set(tensors) ^ set(architecture.shapes))[0]
         where = WEIGHTS_FILE if odd in tensors else ARCHITECTURE_FILE

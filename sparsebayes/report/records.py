@@ -85,6 +85,7 @@ class Report(_Record):
         wall_seconds: phase -> seconds.
         versions: library -> version.
         refused: sentences on units that had to stay, each with its reason.
+        budget: what the network was allowed to cost and what it costs, as it was recorded; None without one.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Report(_Record):
     wall_seconds: dict[str, Seconds]
     versions: dict[str, str]
     refused: list[str]
+    budget: JsonValue = None
 
 
 class MetricsRecord(_Record):
@@ -137,6 +139,9 @@ class ParetoPoint(_Record):
         heldout_error: share of the held-out images that is classified wrongly, 0 to 1.
         strength: the temperature T that led to it; None for the dense network.
         chosen: True for the network that the run delivers.
+        standard_error: of the mean held-out loss; None if not recorded.
+        widths: layer -> groups that are left.
+        finetuned: True if the final training was done on it.
     """
 
     point: int
@@ -146,6 +151,9 @@ class ParetoPoint(_Record):
     heldout_error: float
     strength: float | None
     chosen: bool
+    standard_error: float | None = None
+    widths: dict[str, Count] = {}
+    finetuned: bool = False
 
 
 class LayerCount(_Record):

@@ -29,12 +29,13 @@ ABSENT = "not measured"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One line of the table before -> after, in words."""
+    """One line of the table before -> after, in words; `is_worse` where the small network does worse than before."""
 
     label: str
     dense: str
     compact: str
     change: str
+    is_worse: bool = False
 
 
 def count(value: int) -> str:
@@ -115,7 +116,11 @@ def comparison_rows(report: Report) -> tuple[Comparison, ...]:
     points = round(100 * (compact.test_error - dense.test_error), 2) + 0.0  # + 0.0: no "-0.00"
     return (
         Comparison(
-            "Test error", percent(dense.test_error), percent(compact.test_error), f"{points:+.2f} points"
+            "Test error",
+            percent(dense.test_error),
+            percent(compact.test_error),
+            f"{points:+.2f} points",
+            points > 0,
         ),
         _count_row("Parameters", dense.params, compact.params),
         _count_row("MACs for one input", dense.macs, compact.macs),
@@ -164,7 +169,8 @@ def summary_table(report: Report) -> str:
 
 
 def _count_row(label: str, dense: int, compact: int) -> Comparison:
-    return Comparison(label, count(dense), count(compact), ratio(dense, compact, "fewer", "more"))
+    change = ratio(dense, compact, "fewer", "more")
+    return Comparison(label, count(dense), count(compact), change, compact > dense)
 
 
 def _size_row(dense: Figures, compact: Figures) -> Comparison:
@@ -175,6 +181,7 @@ def _size_row(dense: Figures, compact: Figures) -> Comparison:
         ABSENT if before is None else size(before),
         ABSENT if after is None else size(after),
         change,
+        before is not None and after is not None and after > before,
     )
 
 
@@ -185,4 +192,5 @@ def _latency_row(label: str, dense: float | None, compact: float | None) -> Comp
         ABSENT if dense is None else milliseconds(dense),
         ABSENT if compact is None else milliseconds(compact),
         change,
+        dense is not None and compact is not None and compact > dense,
     )

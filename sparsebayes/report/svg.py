@@ -2,9 +2,10 @@
 
 Colours are classes (`c0`, `c1`, ...) that the page's style sheet fills in for light and dark. Charts with
 axes are drawn 440 units wide so that their text stays readable on a phone; bars of shares are laid out in
-percent of the page's width. Every text is escaped here.
+percent of the page's width. Series differ in colour and in the shape of their markers; what they are called
+stands in the page, not in the drawing. Every text is escaped here.
 
-    >>> line_chart("Loss", [Line("held out", ((1, 0.5), (2, 0.3)))], x_label="epoch", y_label="nats")
+    >>> line_chart("Loss", [Series("held out", (Dot(1, 0.5), Dot(2, 0.3)))], x_label="epoch", y_label="nats")
     Markup('<svg viewBox="0 0 440 270" ...')
 """
 
@@ -16,30 +17,55 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from sparsebayes.report.axes import Axis, short_number
+
 __all__ = [
-    "Axis",
+    "NUM_COLOURS",
     "Band",
     "Dot",
-    "Line",
+    "Mark",
+    "Series",
+    "heat_map",
     "histogram",
     "line_chart",
     "scatter_chart",
     "share_bars",
-    "short_number",
 ]
 
 WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 66, 12, 40, 44
 BAR_ROW = 44
-NUM_COLOURS = 4
+CELL_ROW = 24
+NUM_COLOURS = 8
+MOST_MARKERS = 40
+"""Points of a curve up to which each is marked."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """A named curve through points (x, y); a point that is not finite breaks it."""
+class Dot:
+    """A point, with the text that is shown when it is pointed at.
+
+    Attributes:
+        x: where it stands; one that is not finite is a gap.
+        y: where it stands; likewise.
+        text: shown when it is pointed at.
+        chosen: drawn larger and ringed.
+        spread: half the length of its error bar, in the units of y; None for none.
+    """
+
+    x: float
+    y: float
+    text: str = ""
+    chosen: bool = False
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named curve or cloud of points."""
 
     name: str
-    points: tuple[tuple[float, float], ...]
+    dots: tuple[Dot, ...]
 
 
 @dataclass(frozen=True)
@@ -52,94 +78,16 @@ class Band:
 
 
 @dataclass(frozen=True)
-class Dot:
-    """A point of a scatter chart, with the text that is shown when it is pointed at."""
+class Mark:
+    """A named height that points are compared with."""
 
-    x: float
+    name: str
     y: float
-    text: str
-    chosen: bool = False
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The numbers from `low` to `high` on a line from 0 to 1, straight or logarithmic."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    @staticmethod
-    def around(values: Sequence[float], *, log: bool = False, from_zero: bool = False) -> Axis:
-        """Choose an axis that shows all finite values (positive ones, if logarithmic).
-
-        Args:
-            values: what is to be shown.
-            log: logarithmic axis.
-            from_zero: a straight axis begins at 0.
-
-        Returns:
-            An axis of positive length, with a margin of 5 %.
-        """
-        shown = [value for value in values if _drawable(value, log)]
-        if not shown:
-            return Axis(1.0, 10.0, True) if log else Axis(0.0, 1.0)
-        low, high = min(shown), max(shown)
-        if log:
-            margin = max((high / low) ** 0.05, 1.1)
-            return Axis(low / margin, high * margin, True)
-        low = min(low, 0.0) if from_zero else low
-        margin = 0.05 * (high - low) or 0.5 * abs(high) or 1.0
-        return Axis(low if from_zero and low == 0 else low - margin, high + margin)
-
-    def place(self, value: float) -> float | None:
-        """Position of a value, 0 at `low` and 1 at `high`; None where it has none."""
-        if not _drawable(value, self.log):
-            return None
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def ticks(self) -> list[float]:
-        """Round values between `low` and `high`, three to eight of them where the range allows."""
-        return self._log_ticks() if self.log else self._straight_ticks()
-
-    def _straight_ticks(self) -> list[float]:
-        step = 10.0 ** math.floor(math.log10((self.high - self.low) / 3))
-        for factor in (1, 2, 5, 10):
-            if (self.high - self.low) / (step * factor) <= 6:
-                step *= factor
-                break
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [index * step for index in range(first, last + 1)]
-
-    def _log_ticks(self) -> list[float]:
-        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        stride = max(1, math.ceil((last - first) / 7))
-        for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
-            ticks = [f * 10.0**power for power in range(first, last + 1, stride) for f in factors]
-            ticks = [tick for tick in ticks if self.low <= tick <= self.high]
-            if len(ticks) >= 3:
-                return ticks
-        return [self.low, self.high]
-
-
-def _drawable(value: float, log: bool) -> bool:
-    """Whether a value has a place; beyond 1e-100 and 1e100 the ratios on an axis could leave the floats."""
-    return -1e100 < value < 1e100 and (value > 1e-100 or not log)
-
-
-def short_number(value: float) -> str:
-    """Write a number in at most about six characters: 0.01, 250, 1.2M."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit:
-            return f"{value / unit:.3g}{name}"
-    return f"{value:.3g}"
 
 
 def line_chart(
     title: str,
-    lines: Sequence[Line],
+    series: Sequence[Series],
     *,
     x_label: str,
     y_label: str,
@@ -150,7 +98,7 @@ def line_chart(
 
     Args:
         title: heading, also read out to those who do not see the chart.
-        lines: at most four curves.
+        series: the curves.
         x_label: what the x axis shows, with its unit.
         y_label: what the y axis shows, with its unit.
         log_y: logarithmic y axis; values <= 0 are gaps.
@@ -159,93 +107,103 @@ def line_chart(
     Returns:
         An SVG element.
     """
-    xs = [x for line in lines for x, _ in line.points]
-    x_axis = Axis.around([*xs, *(end for band in bands for end in (band.start, band.end))])
-    y_axis = Axis.around([y for line in lines for _, y in line.points], log=log_y, from_zero=True)
+    dots = [dot for one in series for dot in one.dots]
+    ends = [end for band in bands for end in (band.start, band.end)]
+    x_axis = Axis.around([*(dot.x for dot in dots), *ends])
+    y_axis = Axis.around([dot.y for dot in dots], log=log_y, from_zero=True)
     parts = [_band(band, index, x_axis) for index, band in enumerate(bands)]
     parts.append(_frame(title, x_axis, y_axis, x_label, y_label))
-    for number, line in enumerate(lines):
-        colour = f"c{number % NUM_COLOURS}"
-        for piece in _pieces(line.points, x_axis, y_axis):
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in piece)
-            parts.append(Markup(f'<polyline class="line {colour}" points="{path}"/>'))
-            if len(piece) <= 40:
-                dots = (f'<circle class="dot {colour}" cx="{x:.1f}" cy="{y:.1f}" r="2.2"/>' for x, y in piece)
-                parts.append(Markup("".join(dots)))
-    parts.append(_legend([line.name for line in lines]))
+    for number, one in enumerate(series):
+        parts.append(_curve(one.dots, x_axis, y_axis, number, "line"))
+        if len(one.dots) <= MOST_MARKERS:
+            parts += [_marker(dot, x_axis, y_axis, number, 2.4) for dot in one.dots]
     return _svg(title, parts)
 
 
 def scatter_chart(
     title: str,
-    dots: Sequence[Dot],
+    series: Sequence[Series],
     *,
     x_label: str,
     y_label: str,
     log_x: bool = False,
     log_y: bool = False,
+    marks: Sequence[Mark] = (),
 ) -> Markup:
-    """Draw points, joined in the order of x; a chosen point is larger and ringed.
+    """Draw points, those of a series joined in the order of x; a chosen point is larger and ringed.
 
     Args:
         title: heading.
-        dots: the points.
+        series: the points.
         x_label: what the x axis shows, with its unit.
         y_label: what the y axis shows, with its unit.
         log_x: logarithmic x axis.
         log_y: logarithmic y axis.
+        marks: heights that are drawn as dashed lines.
 
     Returns:
         An SVG element.
     """
+    dots = [dot for one in series for dot in one.dots]
+    heights = [dot.y + side * (dot.spread or 0.0) for dot in dots for side in (-1, 1)]
     x_axis = Axis.around([dot.x for dot in dots], log=log_x)
-    y_axis = Axis.around([dot.y for dot in dots], log=log_y)
+    y_axis = Axis.around([*heights, *(mark.y for mark in marks)], log=log_y)
     parts = [_frame(title, x_axis, y_axis, x_label, y_label)]
-    order = sorted(dots, key=lambda dot: dot.x)
-    for piece in _pieces([(dot.x, dot.y) for dot in order], x_axis, y_axis):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in piece)
-        parts.append(Markup(f'<polyline class="line thin c0" points="{path}"/>'))
-    for dot in order:
-        at = _at(dot.x, dot.y, x_axis, y_axis)
-        if at is not None:
-            style = 'class="dot c1 chosen" r="7"' if dot.chosen else 'class="dot c0" r="4"'
-            place = f'cx="{at[0]:.1f}" cy="{at[1]:.1f}"'
-            parts.append(Markup(f"<circle {style} {place}><title>{escape(dot.text)}</title></circle>"))
+    for number, one in enumerate(series):
+        ordered = sorted(one.dots, key=lambda dot: dot.x)
+        parts.append(_curve(ordered, x_axis, y_axis, number, "line thin"))
+        parts += [_error_bar(dot, x_axis, y_axis, number) for dot in ordered]
+        parts += [_marker(dot, x_axis, y_axis, number, 7 if dot.chosen else 4) for dot in ordered]
+    parts += [_mark(mark, y_axis) for mark in marks]
     return _svg(title, parts)
 
 
-def histogram(title: str, values: Sequence[float], *, x_label: str, threshold: float | None = None) -> Markup:
-    """Draw how many values fall into each bin of a logarithmic axis; values <= 0 or not finite are left out.
+def histogram(
+    title: str,
+    values: Sequence[float],
+    *,
+    x_label: str,
+    log: bool = True,
+    threshold: float | None = None,
+) -> Markup:
+    """Draw how many values fall into each bin; values without a place on the axis are left out.
 
     Args:
         title: heading.
         values: the numbers.
         x_label: what they are, with their unit.
-        threshold: a value to be marked by a vertical line.
+        log: logarithmic axis, for positive values; False: a straight one.
+        threshold: marked by a vertical line that is also the edge of a bin; bars below it have another colour.
 
     Returns:
         An SVG element.
     """
-    x_axis = Axis.around([*values, *([] if threshold is None else [threshold])], log=True)
-    places = [place for place in map(x_axis.place, values) if place is not None]
-    num_bins = min(40, max(8, math.isqrt(len(places))))
-    counts = [0] * num_bins
+    ends = [] if threshold is None else [threshold]
+    wide = Axis.around([*values, *ends], log=log)
+    places = [place for place in map(wide.place, values) if place is not None]
+    num_bins = min(40, max(8, math.isqrt(4 * len(places))))
+    mark = None if threshold is None else wide.place(threshold)
+    # Bins are counted from the threshold on, so that none of them holds both what stays and what goes.
+    shift = 0.0 if mark is None else (mark * num_bins) % 1.0
+    counts = [0] * (num_bins + 1)
     for place in places:
-        counts[min(int(place * num_bins), num_bins - 1)] += 1
+        counts[min(math.floor(place * num_bins - shift + 1 + 1e-9), num_bins)] += 1
     y_axis = Axis(0.0, max([*counts, 1]) * 1.05)
-    parts = [_frame(title, x_axis, y_axis, x_label, "groups")]
-    width = (WIDTH - LEFT - RIGHT) / num_bins
+    parts = [_frame(title, wide, y_axis, x_label, "groups")]
     base = _y(0.0)
     for number, height in enumerate(counts):
+        left, right = (number - 1 + shift) / num_bins, (number + shift) / num_bins
         if height:
             top = _y(y_axis.place(height) or 0.0)
+            start, end = _x(max(left, 0.0)), _x(min(right, 1.0))
+            colour = "c1" if mark is not None and right <= mark + 1e-9 else "c0"
             parts.append(
                 Markup(
-                    f'<rect class="fill c0" x="{LEFT + number * width + 0.5:.1f}" y="{top:.1f}" '
-                    f'width="{width - 1:.1f}" height="{base - top:.1f}"><title>{height}</title></rect>'
+                    f'<rect class="fill {colour}" x="{start + 0.5:.1f}" y="{top:.1f}" '
+                    f'width="{max(end - start - 1, 0.5):.1f}" height="{base - top:.1f}">'
+                    f"<title>{height}</title></rect>"
                 )
             )
-    mark = None if threshold is None else x_axis.place(threshold)
     if mark is not None:
         x = _x(mark)
         parts.append(Markup(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{base:.1f}"/>'))
@@ -269,13 +227,61 @@ def share_bars(title: str, rows: Sequence[tuple[str, int, int]]) -> Markup:
         parts.append(
             Markup(
                 f'<text x="0" y="{top + 16}">{escape(name)}</text>'
-                f'<text x="100%" y="{top + 16}" class="end">{whole:,} -&gt; {left:,}</text>'
+                f'<text x="100%" y="{top + 16}" class="end">{whole:,} → {left:,}</text>'
                 f'<rect class="whole" x="0" y="{top + 22}" width="100%" height="14" rx="3"/>'
                 f'<rect class="fill c0" x="0" y="{top + 22}" width="{share:.2f}%" height="14" rx="3"/>'
             )
         )
     height = len(rows) * BAR_ROW
     head = f'<svg class="bars" width="100%" height="{height}" role="img" aria-label="{escape(title)}">'
+    return Markup(head) + Markup("").join(parts) + Markup("</svg>")
+
+
+def heat_map(
+    title: str, names: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[tuple[float, str]]]
+) -> Markup:
+    """Draw a table of shaded cells, one row per name.
+
+    Args:
+        title: read out to those who do not see the chart.
+        names: of the rows.
+        columns: of the columns; as many as fit are written out.
+        cells: for each row and column the share of 1 that the shade shows, and the cell's text.
+
+    Returns:
+        An SVG element.
+    """
+    left = min(150, 14 + max((len(name) for name in names), default=0) * 6.6)
+    step = (WIDTH - left) / max(len(columns), 1)
+    written = max((len(text) for row in cells for _, text in row), default=0) * 6.2 + 2 < step
+    height = CELL_ROW * (len(names) + 1)
+    # Half the colour at most: the same ink stays readable on every shade, light and dark.
+    stride = max(1, math.ceil(22 / step))
+    parts = [
+        Markup(f'<text class="small mid" x="{left + (column + 0.5) * step:.1f}" y="14">{escape(name)}</text>')
+        for column, name in enumerate(columns)
+        if column % stride == 0
+    ]
+    for number, (name, row) in enumerate(zip(names, cells, strict=True)):
+        top = CELL_ROW * (number + 1)
+        room = int((left - 8) / 6.4)
+        shown = name if len(name) <= room else "…" + name[1 - room :]
+        parts.append(Markup(f'<text class="small" x="0" y="{top + 15}">{escape(shown)}</text>'))
+        for column, (share, text) in enumerate(row):
+            x, place = left + column * step, min(max(share, 0.0), 1.0)
+            told = escape(f"{name}, {columns[column]}: {text}")
+            parts.append(
+                Markup(
+                    f'<rect class="whole" x="{x:.1f}" y="{top}" width="{max(step - 1, 0.5):.1f}" '
+                    f'height="{CELL_ROW - 2}"/>'
+                    f'<rect class="fill c0" x="{x:.1f}" y="{top}" width="{max(step - 1, 0.5):.1f}" '
+                    f'height="{CELL_ROW - 2}" fill-opacity="{place / 2:.3f}"><title>{told}</title></rect>'
+                )
+            )
+            if written:
+                middle = f'x="{x + step / 2:.1f}" y="{top + 15}"'
+                parts.append(Markup(f'<text class="cell mid" {middle}>{escape(text)}</text>'))
+    head = f'<svg viewBox="0 0 {WIDTH} {height}" class="chart" role="img" aria-label="{escape(title)}">'
     return Markup(head) + Markup("").join(parts) + Markup("</svg>")
 
 
@@ -297,18 +303,65 @@ def _at(x: float, y: float, x_axis: Axis, y_axis: Axis) -> tuple[float, float] |
     return None if place_x is None or place_y is None else (_x(place_x), _y(place_y))
 
 
-def _pieces(
-    points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis
-) -> list[list[tuple[float, float]]]:
-    """The curve's stretches between its gaps, in units of the drawing."""
+def _curve(dots: Sequence[Dot], x_axis: Axis, y_axis: Axis, number: int, style: str) -> Markup:
+    """The stretches of a curve between its gaps."""
     pieces: list[list[tuple[float, float]]] = [[]]
-    for x, y in points:
-        at = _at(x, y, x_axis, y_axis)
+    for dot in dots:
+        at = _at(dot.x, dot.y, x_axis, y_axis)
         if at is not None:
             pieces[-1].append(at)
         elif pieces[-1]:
             pieces.append([])
-    return [piece for piece in pieces if piece]
+    return Markup("").join(
+        Markup(
+            f'<polyline class="{style} c{number % NUM_COLOURS}" '
+            f'points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in piece)}"/>'
+        )
+        for piece in pieces
+        if piece
+    )
+
+
+def _marker(dot: Dot, x_axis: Axis, y_axis: Axis, number: int, radius: float) -> Markup:
+    """A point's circle, square, diamond or triangle, by the number of its series; nothing where it has no place."""
+    at = _at(dot.x, dot.y, x_axis, y_axis)
+    if at is None:
+        return Markup("")
+    style = f"dot c{number % NUM_COLOURS}" + (" chosen" if dot.chosen else "")
+    told = Markup(f"<title>{escape(dot.text)}</title>") if dot.text else Markup("")
+    x, y, r = *at, radius
+    if number % 4 == 0:
+        shape = f'circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{r}"'
+        return Markup(f"<{shape}>{told}</circle>")
+    corners = {
+        1: ((-r, -r), (r, -r), (r, r), (-r, r)),
+        2: ((0, -1.35 * r), (1.35 * r, 0), (0, 1.35 * r), (-1.35 * r, 0)),
+        3: ((0, -1.3 * r), (1.2 * r, r), (-1.2 * r, r)),
+    }[number % 4]
+    path = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
+    return Markup(f'<polygon class="{style}" points="{path}">{told}</polygon>')
+
+
+def _error_bar(dot: Dot, x_axis: Axis, y_axis: Axis, number: int) -> Markup:
+    """A vertical bar from y - spread to y + spread; nothing where one of them has no place."""
+    if not dot.spread:
+        return Markup("")
+    low, high = (_at(dot.x, dot.y + side * dot.spread, x_axis, y_axis) for side in (-1, 1))
+    if low is None or high is None:
+        return Markup("")
+    ends = f'x1="{low[0]:.1f}" x2="{low[0]:.1f}" y1="{low[1]:.1f}" y2="{high[1]:.1f}"'
+    return Markup(f'<line class="spread c{number % NUM_COLOURS}" {ends}/>')
+
+
+def _mark(mark: Mark, y_axis: Axis) -> Markup:
+    place = y_axis.place(mark.y)
+    if place is None:
+        return Markup("")
+    y = _y(place)
+    line = f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    return Markup(
+        f'{line}<text class="small end halo" x="{WIDTH - RIGHT}" y="{y - 5:.1f}">{escape(mark.name)}</text>'
+    )
 
 
 def _frame(title: str, x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> Markup:
@@ -348,16 +401,3 @@ def _band(band: Band, index: int, x_axis: Axis) -> Markup:
     room = len(band.name) * 6.5 < width
     label = f'<text class="small mid" x="{x + width / 2:.1f}" y="{TOP - 5}">{escape(band.name)}</text>'
     return Markup(shade + (label if room else ""))
-
-
-def _legend(names: Sequence[str]) -> Markup:
-    """Names of the curves at the top right, right to left."""
-    if len(names) < 2:
-        return Markup("")
-    parts, x = [], float(WIDTH - RIGHT)
-    for number, name in reversed(list(enumerate(names))):
-        parts.append(f'<text class="end" x="{x:.0f}" y="16">{escape(name)}</text>')
-        x -= 8.2 * len(name) + 9
-        parts.append(f'<circle class="dot c{number % NUM_COLOURS}" cx="{x:.0f}" cy="12" r="4"/>')
-        x -= 12
-    return Markup("".join(parts))

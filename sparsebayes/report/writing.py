@@ -14,12 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from pydantic import JsonValue
 
 from sparsebayes.report import markdown
-from sparsebayes.report.charts import curve_figures, evidence_figures, pareto_figures, width_figure
+from sparsebayes.report.charts import (
+    cycle_figures,
+    epoch_figures,
+    evidence_figures,
+    layer_figure,
+    pareto_figures,
+    width_figure,
+)
 from sparsebayes.report.files import write_text
+from sparsebayes.report.pages import page
 from sparsebayes.report.records import ParetoPoint, Run, read_run
 from sparsebayes.report.summary import (
     comparison_rows,
@@ -34,8 +41,8 @@ from sparsebayes.report.summary import (
 __all__ = ["render_html", "render_markdown", "write_report"]
 
 DEFINITIONS = (
-    "MACs are multiply-accumulates. Latency is the median time of one batch in onnxruntime on the CPU with "
-    "one thread, dense and compact measured in turn."
+    "MACs are multiply-accumulates. Latency is the median time of one batch in onnxruntime on the CPU, dense and "
+    "compact measured in turn."
 )
 
 
@@ -71,10 +78,10 @@ def write_report(run_dir: Path) -> Path:
         RunError: the folder or `report.json` is absent, a record is damaged, or the folder cannot be written.
     """
     run = read_run(Path(run_dir))
-    page = run.folder / "report.html"
+    target = run.folder / "report.html"
     write_text(run.folder / "report.md", render_markdown(run))
-    write_text(page, render_html(run))
-    return page
+    write_text(target, render_html(run))
+    return target
 
 
 def render_html(run: Run) -> str:
@@ -86,25 +93,26 @@ def render_html(run: Run) -> str:
     Returns:
         A whole HTML document that loads nothing.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sparsebayes.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    rows = comparison_rows(run.report)
+    sections = (
+        ("Over the cycles", cycle_figures(run)),
+        ("Over the epochs", epoch_figures(run)),
+        ("What the groups are worth", evidence_figures(run)),
     )
-    return environment.get_template("report.html.j2").render(
+    return page(
+        "report",
         report=run.report,
         line=summary_line(run.report),
-        rows=comparison_rows(run.report),
+        about=_about(run),
+        tiles=[row for row in rows if row.change != "-" and "64" not in row.label],
+        notes=_notes(run),
+        rows=rows,
         definitions=DEFINITIONS,
-        selection=_selection_words(run),
-        widths=width_figure(run),
+        widths=[figure for figure in (width_figure(run), layer_figure(run)) if figure is not None],
         pareto=pareto_figures(run),
         points=[_point(point) for point in run.pareto],
-        curves=curve_figures(run),
-        evidence=evidence_figures(run),
+        point_head=POINT_HEAD,
+        sections=[(title, figures) for title, figures in sections if figures],
         tables=_tables(run),
         recipe=run.recipe,
     )
@@ -120,12 +128,11 @@ def render_markdown(run: Run) -> str:
         Markdown.
     """
     report = run.report
-    about = f"task {report.task}, seed {report.seed}"
-    words = _selection_words(run)
     parts = [
         f"# {markdown.text(report.name)}",
         markdown.text(summary_line(report)),
-        markdown.text(f"{about}, {words}" if words else about),
+        markdown.text(_about(run)),
+        *(markdown.text(note) for note in _notes(run)),
         "## Before and after",
         markdown.table(
             ["", "dense", "compact", "change"],
@@ -154,31 +161,100 @@ def render_markdown(run: Run) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _about(run: Run) -> str:
+    about = f"task {run.report.task}, seed {run.report.seed}"
+    words = _selection_words(run)
+    return f"{about}, {words}" if words else about
+
+
+def _notes(run: Run) -> tuple[str, ...]:
+    """What a reader must not miss: a budget that was missed, and a network that is not faster."""
+    notes = []
+    budget = run.report.budget
+    if isinstance(budget, dict) and budget.get("met") is False:
+        details = "; ".join(f"{name} {value}" for name, value in _budget_rows(budget))
+        notes.append(
+            f"The budget was missed ({details}): raise train.cycles.count, train.cycles.shrink or prune.max_removal."
+        )
+    dense, compact = run.report.dense, run.report.compact
+    if compact.params < dense.params and compact.macs == dense.macs:
+        notes.append(
+            "Nothing was cut out: what was removed is held at zero in tensors of the old shape, so file and time "
+            "stay as they were. Groups of the kind 'units' are removed physically."
+        )
+    before, after = dense.latency_ms_batch1, compact.latency_ms_batch1
+    smaller = compact.macs < 0.8 * dense.macs
+    if before is not None and after is not None and after > 0.95 * before:
+        reason = (
+            "at this size the fixed cost of calling each layer may dominate"
+            if smaller
+            else "the multiply-accumulates hardly fell either"
+        )
+        notes.append(
+            f"Latency at batch 1 did not fall: {reason}. Measure your batch with 'sparsebayes bench'."
+        )
+    return tuple(notes)
+
+
 def _tables(run: Run) -> tuple[Table, ...]:
     """The tables of names and values at the end; empty ones are left out."""
     report = run.report
     seconds = [(phase, duration(value)) for phase, value in report.wall_seconds.items()]
     if len(seconds) > 1:
         seconds.append(("together", duration(sum(report.wall_seconds.values()))))
+    # A machine's record repeats the versions that have a table of their own.
+    machine = {name: value for name, value in (run.environment or {}).items() if value != report.versions}
     extra = {
-        **_extra("", report.model_extra),
-        **_extra("dense.", report.dense.model_extra),
-        **_extra("compact.", report.compact.model_extra),
+        **_flat("", report.model_extra),
+        **_flat("dense.", report.dense.model_extra),
+        **_flat("compact.", report.compact.model_extra),
     }
     tables = (
+        Table("Budget", _budget_rows(report.budget)),
         Table("Wall time", tuple(seconds)),
+        Table("Machine", tuple(_flat("", machine).items())),
         Table("Versions", tuple(report.versions.items())),
-        Table("Machine", tuple((name, _plain(value)) for name, value in (run.environment or {}).items())),
         Table("Also recorded", tuple(extra.items())),
     )
     return tuple(table for table in tables if table.rows)
 
 
-def _extra(prefix: str, values: Mapping[str, object] | None) -> dict[str, str]:
-    return {prefix + name: _plain(value) for name, value in (values or {}).items()}
+def _budget_rows(budget: JsonValue) -> tuple[tuple[str, str], ...]:
+    """Each limit by its kind, with what was reached; other records of a budget as they are."""
+    if budget is None:
+        return ()
+    if not isinstance(budget, dict):
+        return (("budget", _plain(budget)),)
+    rows = []
+    limits = budget.get("limits")
+    for limit in limits if isinstance(limits, list) else []:
+        if isinstance(limit, dict):
+            words = f"at most {_figure(limit.get('limit'))}, reached {_figure(limit.get('reached'))}"
+            rows.append((str(limit.get("kind")), words + ("" if limit.get("met") else ", missed")))
+    others = {name: value for name, value in budget.items() if name not in ("met", "limits")}
+    return (*rows, *_flat("", others).items())
 
 
-def _plain(value: JsonValue | object) -> str:
+def _figure(value: JsonValue) -> str:
+    """A count with separators, any other value as it is."""
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) >= 1000
+    return f"{value:,.0f}" if whole else _plain(value)
+
+
+def _flat(prefix: str, values: Mapping[str, object] | None) -> dict[str, str]:
+    """Dotted name -> value in words."""
+    flat: dict[str, str] = {}
+    for name, value in (values or {}).items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(f"{prefix}{name}.", value)
+        else:
+            flat[prefix + name] = _plain(value)
+    return flat
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe, TrainSection
 from sparsebayes.train.batch_norm import reestimate_
 from sparsebayes.train.budget import Aim, goals_of, network_latency_ms, next_aim
-from sparsebayes.train.checkpoint import read_checkpoint, write_checkpoint
 from sparsebayes.train.evaluation import Evaluation, logits_table
 from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
 from sparsebayes.train.front import Point, band_limit, read_front, replace_point, write_front
 from sparsebayes.train.loaders import Loaders
+from sparsebayes.train.phase_checkpoints import PhaseCheckpoints
 from sparsebayes.train.posteriors import Switched, phase_and_settings, remove_by_draws
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import Removal, recipe_grouping, remove, write_evidence
@@ -45,8 +46,6 @@ PATIENCE = 2
 """Cycles in a row whose loss is out of reach of the band before `strength: auto` stops exploring."""
 REACH = 2.0
 """Times the band's limit that fine-tuning is trusted to bring back."""
-SLOW_SAVE, SAVE_SHARE = 0.2, 0.05
-"""Checkpoints that take more seconds than the first are written so rarely that they take this share of the time."""
 
 
 class Compressor:
@@ -80,7 +79,7 @@ class Compressor:
         self._reporter = reporter
         self._teacher: Tensor | None = None
         self._dense: Grouping | None = None
-        self._next_save = 0.0  # time before which no checkpoint is written
+        self._checkpoints = PhaseCheckpoints(folder, reporter.line)
         self._device = loaders.example.device
 
     def run(self) -> Point:
@@ -260,8 +259,7 @@ class Compressor:
     def _choose(self, point: Point) -> None:
         self.points = replace_point(self.points, replace(point, chosen=True))
         write_front(self.folder / "pareto.json", self.points)
-        for name in ("checkpoint.pt", "posterior.pt"):
-            (self.folder / name).unlink(missing_ok=True)
+        self._checkpoints.remove()
 
     def _fit(
         self, model: nn.Module, phase: Phase, masks: dict[str, Tensor], settings: TrainSection | None = None
@@ -293,14 +291,6 @@ class Compressor:
                 }
             )
 
-        def save(state: dict[str, Any]) -> None:
-            began = time.perf_counter()
-            if began < self._next_save:
-                return
-            write_checkpoint(self._checkpoint(phase), {"phase": phase.name, "state": state})
-            took = time.perf_counter() - began
-            self._next_save = began + took / SAVE_SHARE if took > SLOW_SAVE else 0.0
-
         return fit_(
             model,
             self.loaders.train,
@@ -310,24 +300,9 @@ class Compressor:
             teacher=self._teach() if phase.name != "pretrain" else None,
             after_step=after_step if held or switched else None,
             on_epoch=on_epoch,
-            save=save,
-            resume=self._resumed(phase),
+            save=partial(self._checkpoints.save, phase.name),
+            resume=self._checkpoints.resumed(phase.name),
         )
-
-    def _checkpoint(self, phase: Phase) -> Path:
-        """Where the phase can be resumed from; that of a posterior outlives the training after its removal."""
-        return self.folder / ("posterior.pt" if phase.name.startswith("posterior") else "checkpoint.pt")
-
-    def _resumed(self, phase: Phase) -> dict[str, Any] | None:
-        """State of this very phase, if the run was interrupted within it."""
-        path = self._checkpoint(phase)
-        if not path.is_file():
-            return None
-        checkpoint = read_checkpoint(path)
-        if checkpoint.get("phase") != phase.name:
-            return None
-        state: dict[str, Any] = checkpoint["state"]
-        return state
 
     def _teach(self) -> Tensor | None:
         """The dense network's logits for the training images as they are, by position, of shape ``[N, C]``.
@@ -373,7 +348,7 @@ class Compressor:
         )
         self._save_network(number, model, lineage)
         self.points.append(point)
-        write_front(self.folder / "pareto.json", self.points)
+        # Recorded before it counts: after a kill in between it is recorded twice, and the first one is dropped.
         self._record(
             {
                 "phase": "point",
@@ -385,6 +360,7 @@ class Compressor:
                 "heldout_error": point.heldout_error,
             }
         )
+        write_front(self.folder / "pareto.json", self.points)
         self._reporter.line(f"point {number}: {point.describe()}")
 
     def _save_network(self, point: int, model: nn.Module, lineage: Lineage) -> None:

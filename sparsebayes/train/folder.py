@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,13 +14,14 @@ from sparsebayes.errors import RunError
 from sparsebayes.recipe import AnyRecipe, dump_recipe, parse_recipe
 from sparsebayes.train.checkpoint import write_atomically
 
-__all__ = ["mend_lines_", "open_folder", "read_seconds", "recorded_recipe"]
+__all__ = ["mend_lines_", "open_folder", "read_seconds", "recorded_recipe", "settle_lines_"]
 
 WRITTEN = (
-    *("recipe.yaml", "metrics.jsonl", "pareto.json", "points", "checkpoint.pt", "seconds.json"),
+    *("recipe.yaml", "metrics.jsonl", "pareto.json", "points", "seconds.json"),
     *("selection.json", "evidence.json", "environment.json", "report.json", "report.md", "report.html"),
     *("model.safetensors", "architecture.json", "model.onnx", "dense.onnx", "export-*", "*.part"),
-    *("genotype.json", "switches.json", "cell-*.svg", "search.pt", "retrain.pt", "found"),
+    *("genotype.json", "switches.json", "cell-*.svg", "found"),
+    *("checkpoint*.pt", "posterior*.pt", "search*.pt", "retrain*.pt"),
 )
 """Patterns of what a run, its report and its exports write: all that overwriting may delete."""
 
@@ -29,9 +31,12 @@ def open_folder(recipe: AnyRecipe, out: Path | None, resume: Path | None, overwr
     if resume is not None:
         if not (resume / "recipe.yaml").is_file():
             raise RunError(f"{resume} is not a run folder: expected recipe.yaml in it")
-        if _without_paths(recorded_recipe(resume)) != _without_paths(recipe):
+        different = _differences(_without_paths(recorded_recipe(resume)), _without_paths(recipe))
+        if different:
+            more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
             raise RunError(
-                f"{resume} was made by another recipe or with other overrides; resume it with the same ones"
+                f"{resume} was made by another recipe or with other overrides: {'; '.join(different[:3])}{more}; "
+                "resume it with the same ones"
             )
         return resume
     folder = out or Path(recipe.out) / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -67,6 +72,26 @@ def mend_lines_(path: Path) -> None:
             write_atomically(path, content[: content.rfind(b"\n") + 1])
 
 
+def settle_lines_(path: Path) -> None:
+    """Of the records of the same phase, cycle and epoch keep the last.
+
+    An epoch that was broken off after its record and before its checkpoint is done, and recorded, again.
+    """
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept: dict[object, str] = {}
+    for number, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            key = tuple(row.get(name) for name in ("phase", "cycle", "epoch", "lr"))
+        except (ValueError, AttributeError):
+            key = (number,)
+        kept[key] = line  # where the first one stood, so that the order is that of an unbroken run
+    if len(kept) < len(lines):
+        write_atomically(path, "".join(line + "\n" for line in kept.values()))
+
+
 def recorded_recipe(run_dir: Path) -> AnyRecipe:
     """The recipe that a run folder was made with."""
     path = run_dir / "recipe.yaml"
@@ -84,6 +109,18 @@ def _without_paths(recipe: AnyRecipe) -> dict[str, Any]:
         content.pop(key)
     content["data"].pop("root")
     return content
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every dotted key whose value is not the same, with both values."""
+    found = []
+    for key in dict.fromkeys([*there, *here]):
+        before, now = there.get(key), here.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            found.append(f"{prefix}{key} is {json.dumps(before)} there and {json.dumps(now)} here")
+    return found
 
 
 def read_seconds(folder: Path) -> dict[str, float]:

@@ -7,7 +7,6 @@ network (model.safetensors and architecture.json), model.onnx and dense.onnx, re
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,22 @@ from typing import Any
 import torch
 
 from sparsebayes.data import load
-from sparsebayes.errors import RecipeError, RunError
-from sparsebayes.export import export_onnx, load_model
+from sparsebayes.errors import RecipeError
 from sparsebayes.prune.gating import check_gates
 from sparsebayes.recipe import AnyRecipe, SearchRecipe
 from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor
-from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, recorded_recipe
-from sparsebayes.train.front import choose, read_front
+from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_
 from sparsebayes.train.interrupt import terminable
 from sparsebayes.train.posteriors import check_posterior
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import recipe_grouping
 from sparsebayes.train.results import results
 from sparsebayes.train.search_run import run_search
-from sparsebayes.train.setup import check_model, example_of, make_builder, make_loaders, resolve_device
+from sparsebayes.train.setup import check_model, make_builder, make_loaders, resolve_device
 
-__all__ = ["export_point", "run_recipe"]
+__all__ = ["run_recipe"]
 
 
 def run_recipe(
@@ -104,54 +101,14 @@ def run_recipe(
             reporter.phase("export", 1)
             start = time.perf_counter()
             report = results(recipe, compressor, chosen, test, loaders, folder)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             # Whoever catches it can tell the user which folder to resume.
-            raise KeyboardInterrupt(str(folder)) from None
+            raise type(interrupt)(str(folder)) from None
         compressor.seconds["export"] = time.perf_counter() - start
         report["wall_seconds"] = {name: round(s, 3) for name, s in compressor.seconds.items()}
+        settle_lines_(metrics)
         write_atomically(folder / "report.json", json.dumps(report, indent=1) + "\n")
         write_report(folder)
         reporter.line(summary_line(read_report(folder)))
         reporter.line(f"report {folder / 'report.html'}")
     return folder
-
-
-def export_point(
-    run_dir: Path,
-    *,
-    point: int | None = None,
-    max_params: int | None = None,
-    out: Path | None = None,
-    legacy: bool = False,
-) -> Path:
-    """Export any network of a run's front as its own folder.
-
-    Args:
-        run_dir: The run folder.
-        point: Number of the point; None: by size, or the chosen one.
-        max_params: Take the best point with at most so many parameters.
-        out: Where to; None: ``RUN/export-K``.
-        legacy: Use the TorchScript-based exporter.
-
-    Returns:
-        The folder with model.safetensors, architecture.json and model.onnx.
-
-    Raises:
-        RunError: If the folder is no run, or no point fits.
-    """
-    points = read_front(run_dir / "pareto.json")
-    if not points:
-        raise RunError(f"{run_dir} is not a run folder with finished points: expected pareto.json in it")
-    number = choose(points, point=point, max_params=max_params).point
-    target = out or run_dir / f"export-{number}"
-    recipe = recorded_recipe(run_dir)
-    model = load_model(run_dir / "points" / str(number))
-    example = example_of(load(recipe.data.name, root=recipe.data.root), torch.device("cpu"))
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for name in ("model.safetensors", "architecture.json"):
-            shutil.copyfile(run_dir / "points" / str(number) / name, target / name)
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror or error}") from None
-    export_onnx(model, example, target / "model.onnx", legacy=legacy)
-    return target

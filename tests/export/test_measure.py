@@ -41,7 +41,7 @@ def test_samples_last_long_enough_and_take_turns(monkeypatch: pytest.MonkeyPatch
 
         return call
 
-    monkeypatch.setattr(measure, "_caller", caller)
+    monkeypatch.setattr(measure, "prepare_call", caller)
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock["now"])
     assert compare_latency({"a": "fast", "b": "slow"}, repeats=3) == {"a": 1e3 * 2.0**-16, "b": 1e3 * 2.0**-8}
 
@@ -53,7 +53,7 @@ def test_samples_last_long_enough_and_take_turns(monkeypatch: pytest.MonkeyPatch
 
 def test_median_ignores_an_outlier(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = iter([1.0, 9.0, 2.0])
-    monkeypatch.setattr(measure, "_caller", lambda path, batch, threads: None)
+    monkeypatch.setattr(measure, "prepare_call", lambda path, batch, threads: None)
     monkeypatch.setattr(measure, "_calls_per_sample", lambda call: 1)
     monkeypatch.setattr(measure, "_seconds_per_call", lambda call, count: next(samples))
     assert latency_ms("any", repeats=3) == 2000.0

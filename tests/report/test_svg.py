@@ -10,19 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsebayes.report.axes import Axis, short_number
 from sparsebayes.report.svg import (
-    Axis,
     Band,
     Dot,
-    Line,
+    Mark,
+    Series,
+    heat_map,
     histogram,
     line_chart,
     scatter_chart,
     share_bars,
-    short_number,
 )
 
 ANY_NUMBER = st.floats(allow_nan=True, allow_infinity=True)
+
+
+def series(name: str, *points: tuple[float, float]) -> Series:
+    return Series(name, tuple(Dot(x, y) for x, y in points))
 
 
 def elements(chart: str, tag: str) -> list[ElementTree.Element]:
@@ -67,7 +72,7 @@ def test_short_numbers() -> None:
 
 
 def test_curve_goes_through_its_points_and_breaks_at_gaps() -> None:
-    line = Line("loss", ((1, 4.0), (2, 2.0), (3, math.nan), (4, 1.0), (5, 0.0)))
+    line = series("loss", (1, 4.0), (2, 2.0), (3, math.nan), (4, 1.0), (5, 0.0))
     chart = line_chart("Loss", [line], x_label="epoch", y_label="nats")
     curves = [e.attrib["points"].split() for e in elements(chart, "polyline")]
     assert [len(curve) for curve in curves] == [2, 2]
@@ -76,13 +81,15 @@ def test_curve_goes_through_its_points_and_breaks_at_gaps() -> None:
     assert (heights[3] - heights[2]) / (heights[1] - heights[0]) == pytest.approx(0.5, abs=0.01)
 
 
-def test_legend_and_bands_appear() -> None:
-    lines = [Line("training", ((1, 1.0), (2, 0.5))), Line("held out", ((1, 2.0), (2, 1.0)))]
+def test_bands_appear_and_curves_differ_in_colour_and_marker() -> None:
+    lines = [series("training", (1, 1.0), (2, 0.5)), series("held out", (1, 2.0), (2, 1.0))]
     chart = line_chart(
         "Loss", lines, x_label="epoch", y_label="nats", bands=[Band("a", 0.5, 1.5), Band("b", 1.5, 2.5)]
     )
     texts = [e.text for e in elements(chart, "text")]
-    assert {"Loss", "epoch", "nats", "training", "held out", "a", "b"} <= set(texts)
+    assert {"Loss", "epoch", "nats", "a", "b"} <= set(texts)
+    assert [e.attrib["class"] for e in elements(chart, "polyline")] == ["line c0", "line c1"]
+    assert (len(elements(chart, "circle")), len(elements(chart, "polygon"))) == (2, 2)
     assert len([e for e in elements(chart, "rect") if "band" in e.attrib["class"]]) == 2
 
 
@@ -92,12 +99,45 @@ def test_scatter_marks_the_chosen_point() -> None:
         Dot(10, 2.0, "second", chosen=True),
         Dot(0, 3.0, "no place on a log axis"),
     ]
-    circles = elements(scatter_chart("t", dots, x_label="x", y_label="y", log_x=True), "circle")
+    circles = elements(
+        scatter_chart("t", [Series("run", tuple(dots))], x_label="x", y_label="y", log_x=True), "circle"
+    )
     assert [(c.find("title").text, "chosen" in c.attrib["class"]) for c in circles] == [
         ("second", True),
         ("first", False),
     ]
     assert float(circles[0].attrib["cx"]) < float(circles[1].attrib["cx"])
+
+
+def test_scatter_draws_error_bars_and_marks_to_scale() -> None:
+    dots = (Dot(1, 2.0, spread=0.5), Dot(2, 4.0))
+    marks = [Mark("limit", 3.0)]
+    chart = scatter_chart("t", [Series("run", dots)], x_label="x", y_label="y", marks=marks)
+    lines = {e.attrib["class"]: e.attrib for e in elements(chart, "line")}
+    y = [float(c.attrib["cy"]) for c in elements(chart, "circle")]
+    unit = (y[0] - y[1]) / 2.0
+    bar, mark = lines["spread c0"], lines["mark"]
+    assert float(bar["y1"]) - float(bar["y2"]) == pytest.approx(unit, abs=0.2)
+    assert float(mark["y1"]) == pytest.approx(y[0] - unit, abs=0.2)
+    assert "limit" in [e.text for e in elements(chart, "text")]
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=60), st.booleans())
+def test_no_bar_holds_values_of_both_sides_of_the_threshold(values: list[float], log: bool) -> None:
+    chart = histogram("t", values, x_label="x", threshold=1.0, log=log)
+    counts = {"fill c0": 0, "fill c1": 0}
+    for bar in elements(chart, "rect"):
+        counts[bar.attrib["class"]] += int(bar.find("title").text)
+    below = sum(value < 1.0 - 1e-6 for value in values)
+    assert below <= counts["fill c1"] <= sum(value <= 1.0 + 1e-6 for value in values)
+    assert sum(counts.values()) == len(values)
+
+
+def test_heat_map_shades_by_the_share() -> None:
+    chart = heat_map("Groups", ["conv"], ["0", "1"], [[(1.0, "20"), (0.25, "5")]])
+    shades = [float(e.attrib["fill-opacity"]) for e in elements(chart, "rect") if "fill-opacity" in e.attrib]
+    assert shades[1] / shades[0] == pytest.approx(0.25)
+    assert {"conv", "0", "1", "20", "5"} <= {e.text for e in elements(chart, "text")}
 
 
 def test_histogram_counts_every_positive_value() -> None:
@@ -114,7 +154,7 @@ def test_bars_show_the_share_that_is_left() -> None:
     chart = share_bars("Widths", [("conv1", 20, 5), ("fc1", 500, 500), ("none", 0, 0)])
     bars = [e.attrib["width"] for e in elements(chart, "rect") if e.attrib["class"] == "fill c0"]
     assert bars == ["25.00%", "100.00%", "0.00%"]
-    assert "20 -> 5" in [e.text for e in elements(chart, "text")]
+    assert "20 → 5" in [e.text for e in elements(chart, "text")]
 
 
 HOSTILE = "<script>alert('x')</script>\"'&"
@@ -123,13 +163,14 @@ HOSTILE = "<script>alert('x')</script>\"'&"
 @pytest.mark.parametrize(
     "chart",
     [
-        line_chart(HOSTILE, [Line(HOSTILE, ((1, 1.0),)), Line("b", ())], x_label=HOSTILE, y_label=HOSTILE,
+        line_chart(HOSTILE, [series(HOSTILE, (1, 1.0)), series("b")], x_label=HOSTILE, y_label=HOSTILE,
                    bands=[Band(HOSTILE, 0, 500)]),
-        scatter_chart(HOSTILE, [Dot(1, 1, HOSTILE)], x_label=HOSTILE, y_label=HOSTILE),
+        scatter_chart(HOSTILE, [Series(HOSTILE, (Dot(1, 1, HOSTILE),))], x_label=HOSTILE, y_label=HOSTILE),
         histogram(HOSTILE, [1.0], x_label=HOSTILE),
         share_bars(HOSTILE, [(HOSTILE, 2, 1)]),
+        heat_map(HOSTILE, [HOSTILE], [HOSTILE], [[(1.0, HOSTILE)]]),
     ],
-    ids=["line", "scatter", "histogram", "bars"],
+    ids=["line", "scatter", "histogram", "bars", "heat"],
 )  # fmt: skip
 def test_hostile_text_stays_text(chart: str) -> None:
     assert not elements(chart, "script")
@@ -141,13 +182,18 @@ def test_hostile_text_stays_text(chart: str) -> None:
 @given(st.lists(st.tuples(ANY_NUMBER, ANY_NUMBER), max_size=6), st.booleans())
 def test_no_numbers_break_a_chart(points: list[tuple[float, float]], log: bool) -> None:
     charts = [
-        line_chart("t", [Line("a", tuple(points))], x_label="x", y_label="y", log_y=log),
+        line_chart("t", [series("a", *points)], x_label="x", y_label="y", log_y=log),
         scatter_chart(
-            "t", [Dot(x, y, "p") for x, y in points], x_label="x", y_label="y", log_x=log, log_y=log
+            "t",
+            [Series("a", tuple(Dot(x, y, "p", spread=y) for x, y in points))],
+            x_label="x",
+            y_label="y",
+            log_x=log,
+            log_y=log,
         ),
-        histogram("t", [y for _, y in points], x_label="x", threshold=1.0),
+        histogram("t", [y for _, y in points], x_label="x", threshold=1.0, log=log),
     ]
     for chart in charts:
         for element in ElementTree.fromstring(str(chart)).iter():
-            for name in ("cx", "cy", "x", "y", "points", "width", "height"):
+            for name in ("cx", "cy", "x", "y", "x1", "y1", "y2", "points", "width", "height"):
                 assert "nan" not in element.attrib.get(name, "") and "inf" not in element.attrib.get(name, "")

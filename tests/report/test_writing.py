@@ -102,9 +102,10 @@ def test_both_files_hold_every_record(tmp_path: Path) -> None:
         assert fact.replace("|", "\\|") in " ".join(markdown.split())
     for title in ("Loss", "Held-out error", "Size", "Strength", "Evidence", "Gamma", "Held-out loss"):
         assert title in text
-    assert "20 -> 5" in text and "| conv1 plain | 20 | 5 | 4.0x narrower |" in markdown
+    assert "20 → 5" in text and "| conv1 plain | 20 | 5 | 4.0x narrower |" in markdown
     assert "| 2 | 2,048 | 2,512 | 50,240 | 0.3 | 3.00 % | yes |" in markdown
-    assert Collector(page.read_text()).tags.count("svg") == 1 + 2 + 4 + 2
+    charts = [a for a in Collector(page.read_text()).attributes if a[:2] == ("svg", "role")]
+    assert len(charts) == 1 + 2 + 2 + 2 + 2
 
 
 def test_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
@@ -160,6 +161,7 @@ def test_quantities_that_were_not_recorded_have_no_chart(tmp_path: Path) -> None
         '{"phase": "train", "train_loss": 0.5}\n{"phase": "train", "train_loss": NaN}\n'
     )
     (tmp_path / "evidence.json").write_text('{"evidence": [0.0, 0.0]}')
+    (tmp_path / "pareto.json").write_text("[]")
     text = " ".join(Collector(write_report(tmp_path).read_text()).texts)
     assert "Loss" in text
     for title in ("Strength", "Size", "Evidence", "Gamma"):
@@ -172,6 +174,39 @@ def test_networks_without_parameters_have_gaps(tmp_path: Path) -> None:
     report["dense"].update(params=0, macs=0)
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert "percent of dense" not in write_report(tmp_path).read_text()
+
+
+def test_a_network_that_is_not_faster_or_over_budget_is_not_hidden(tmp_path: Path) -> None:
+    fill(tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "did not fall" not in write_report(tmp_path).read_text()
+    report["compact"].update(latency_ms_batch1=0.41)
+    limits = [
+        {"kind": "macs", "limit": 45860.0, "reached": 90123, "met": False},
+        {"kind": "latency_ms", "limit": 0.5, "reached": 0.41, "met": True},
+    ]
+    report["budget"] = {"met": False, "limits": limits}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    page, markdown = write_report(tmp_path).read_text(), (tmp_path / "report.md").read_text()
+    for text in (page, markdown):
+        assert "Latency at batch 1 did not fall" in text
+        assert (
+            "The budget was missed (macs at most 45,860, reached 90,123, missed; latency_ms at most" in text
+        )
+    assert "at most 0.5, reached 0.41</td>" in page
+    report["compact"]["macs"] = report["dense"]["macs"]
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert "Nothing was cut out" in write_report(tmp_path).read_text()
+
+
+def test_gamma_follows_from_the_evidence_where_it_was_not_recorded(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "evidence.json").write_text('{"evidence": [0.5, 2.0, 4.0, 1.01, 0.0]}')
+    text = " ".join(" ".join(Collector(write_report(tmp_path).read_text()).texts).split())
+    assert "5 groups, 3 above 1 and kept by the rule. 1 without a positive value are not drawn." in text
+    assert "2 of 5 groups stand at 0 and are not drawn. From the evidence" in text
+    (tmp_path / "recipe.yaml").write_text("prune: {score: magnitude}\n")
+    assert "evidence z" not in write_report(tmp_path).read_text()
 
 
 def test_damaged_folder_leaves_the_old_report(tmp_path: Path) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 
 import pytest
 import torch
 
 from sparsebayes.errors import RunError
-from sparsebayes.train.checkpoint import read_checkpoint, write_atomically, write_checkpoint
+from sparsebayes.train.checkpoint import (
+    read_checkpoint,
+    remove_checkpoints,
+    write_atomically,
+    write_checkpoint,
+)
 
 
 def test_round_trip(tmp_path) -> None:
@@ -26,9 +33,49 @@ def test_missing_and_damaged_files_are_named(tmp_path) -> None:
     with pytest.raises(RunError, match="no checkpoint to resume from"):
         read_checkpoint(path)
     write_checkpoint(path, {"weights": torch.zeros(1000)})
-    path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(RunError, match="is damaged and cannot be resumed from"):
+    good = path.read_bytes()
+    path.write_bytes(good[:700])
+    with pytest.raises(RunError, match="is damaged: its content does not have the digest"):
         read_checkpoint(path)
+    path.write_bytes(b"")
+    with pytest.raises(RunError, match="is damaged: its first line is not that of a checkpoint"):
+        read_checkpoint(path)
+
+
+def test_every_changed_bit_is_found(tmp_path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    write_checkpoint(path, {"weights": torch.zeros(8)})
+    good = path.read_bytes()
+    for place in range(0, len(good), 7):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        with pytest.raises(RunError, match=r"is damaged|of version"):
+            read_checkpoint(path)
+
+
+def test_the_checkpoint_before_takes_over_from_a_damaged_one(tmp_path) -> None:
+    path, said = tmp_path / "checkpoint.pt", []
+    for epoch in (1, 2, 3):
+        write_checkpoint(path, {"epoch": epoch})
+    assert read_checkpoint(path, said.append)["epoch"] == 3
+    assert said == []
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_checkpoint(path, said.append)["epoch"] == 2
+    assert len(said) == 1 and "checkpoint.earlier.pt, an epoch or more older, is used instead" in said[0]
+    path.unlink()  # a kill between the two renames
+    assert read_checkpoint(path)["epoch"] == 2
+    (tmp_path / "checkpoint.earlier.pt").write_bytes(b"x")
+    with pytest.raises(RunError, match=r"checkpoint\.earlier\.pt is damaged"):
+        read_checkpoint(path)
+    remove_checkpoints(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def forged(path, state: object) -> None:
+    """A file with the right first line around anything."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    digest = hashlib.blake2b(buffer.getvalue(), digest_size=16).hexdigest()
+    path.write_bytes(f"sparsebayes checkpoint 2 {digest}\n".encode() + buffer.getvalue())
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path) -> None:
@@ -37,16 +84,19 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path) -> None:
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     path = tmp_path / "checkpoint.pt"
-    torch.save({"version": 1, "evil": Evil()}, path)
-    with pytest.raises(RunError, match="is damaged"):
+    forged(path, {"evil": Evil()})
+    with pytest.raises(RunError, match="is damaged and cannot be read"):
         read_checkpoint(path)
     assert not (tmp_path / "ran").exists()
+    forged(path, [1])
+    with pytest.raises(RunError, match="it holds a list, not a state"):
+        read_checkpoint(path)
 
 
 def test_other_version_is_refused(tmp_path) -> None:
     path = tmp_path / "checkpoint.pt"
-    torch.save({"version": 99}, path)
-    with pytest.raises(RunError, match="version 99, expected 1"):
+    path.write_bytes(b"sparsebayes checkpoint 99 00\n")
+    with pytest.raises(RunError, match="version '99', expected 2"):
         read_checkpoint(path)
 
 

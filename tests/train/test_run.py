@@ -14,9 +14,10 @@ from sparsebayes.errors import DataError, NumericsError, RecipeError, RunError
 from sparsebayes.prune import Selection
 from sparsebayes.recipe import Recipe, parse_recipe
 from sparsebayes.train import compress, run
+from sparsebayes.train.export import export_point, quantize_export
 from sparsebayes.train.folder import mend_lines_
 from sparsebayes.train.front import read_front
-from sparsebayes.train.run import export_point, run_recipe
+from sparsebayes.train.run import run_recipe
 
 USER_CODE = """
 import torch
@@ -217,6 +218,41 @@ def test_any_point_can_be_exported() -> None:
         export_point(Path("nowhere"))
 
 
+def test_an_export_never_touches_what_it_did_not_write() -> None:
+    folder = run_recipe(recipe("export.onnx=false"), out=Path("run"), quiet=True)
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match=r"mine holds 'thesis\.tex', which no export writes"):
+            export_point(folder, out=Path("mine"), overwrite=overwrite, legacy=True)
+    assert [path.name for path in Path("mine").iterdir()] == ["thesis.tex"]
+    with pytest.raises(RunError, match="expected a folder to export to, got the file"):
+        export_point(folder, out=Path("mine/thesis.tex"), legacy=True)
+    Path("empty").mkdir()
+    export_point(folder, point=0, out=Path("empty"), legacy=True)
+    with pytest.raises(RunError, match="empty holds an export already; give another --out, or --overwrite"):
+        export_point(folder, point=1, out=Path("empty"), legacy=True)
+    export_point(folder, point=1, out=Path("empty"), overwrite=True, legacy=True)
+    points = read_front(folder / "pareto.json")
+    assert sum(p.numel() for p in sparsebayes.load("empty").parameters()) == points[1].params
+
+
+def test_an_export_in_8_bits_is_measured() -> None:
+    folder = run_recipe(recipe("export.onnx=false"), out=Path("run"), quiet=True)
+    written = export_point(folder, legacy=True)
+    found = quantize_export(folder, written)
+    recorded = json.loads((written / "quantization.json").read_text())
+    assert recorded["int8_error"] == found.int8_error
+    assert (found.num_test_images, found.num_calibration_images) == (120, 300)
+    assert found.float_error == pytest.approx(report_of(folder)["compact"]["test_error"])
+    assert found.agreement > 0.95
+    assert found.int8_bytes == (written / "model.int8.onnx").stat().st_size
+    words = found.describe()
+    slower = all(found.int8_ms[batch] >= found.float_ms[batch] for batch in found.float_ms)
+    assert ("8 bits are not faster here" in words) == slower
+    assert "test error" in words and "batch 64" in words
+
+
 def test_folders_that_cannot_be_used() -> None:
     quick = recipe("export.onnx=false", "train.cycles.count=1", "train.pretrain.epochs=1")
     folder = run_recipe(quick, out=Path("run"), quiet=True)
@@ -233,8 +269,10 @@ def test_folders_that_cannot_be_used() -> None:
     assert Path("mine/thesis.tex").read_text() == "precious"
     with pytest.raises(RunError, match=r"is not a run folder: expected recipe\.yaml"):
         run_recipe(quick, resume=Path("mine"), quiet=True)
-    with pytest.raises(RunError, match="was made by another recipe or with other overrides"):
-        run_recipe(recipe("train.lr=0.01"), resume=folder, quiet=True)
+    same = "export.onnx=false", "train.cycles.count=1", "train.pretrain.epochs=1"
+    text = r"with other overrides: train\.lr is 0\.05 there and 0\.01 here; resume it with the same ones"
+    with pytest.raises(RunError, match=text):
+        run_recipe(recipe(*same, "train.lr=0.01"), resume=folder, quiet=True)
     Path("file").write_text("")
     with pytest.raises(RunError, match="cannot write the run folder"):
         run_recipe(quick, out=Path("file/run"), quiet=True)

@@ -1,0 +1,196 @@
+"""How long a recipe will train, and in how much memory, from a few steps on this device.
+
+The steps are those of the run itself (its images, augmentation and loss) on the dense network. From there on it is an
+estimate: networks are taken to get cheaper by the square root of what each cycle removes (parameters fall
+faster than multiply-accumulates), and one curvature estimate to cost as much as training on its images.
+
+    >>> estimate(load_recipe("quickstart")).describe()
+    'about 1 min 50 s of training on cpu with 2 threads (21 ms a step), in about 480 MB of memory'
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sparsebayes.data import Dataset, Images, Loader, load
+from sparsebayes.errors import DataError
+from sparsebayes.models import build
+from sparsebayes.recipe.schema import Recipe
+from sparsebayes.report.summary import duration, milliseconds, size
+from sparsebayes.train.evaluation import check_logits
+from sparsebayes.train.fit import fast_layout_, objective
+
+__all__ = ["Estimate", "estimate", "training_seconds"]
+
+PUBLIC_SETS: dict[str, tuple[tuple[int, int, int], int, int]] = {
+    "mnist": ((1, 28, 28), 60_000, 10),
+    "fashion_mnist": ((1, 28, 28), 60_000, 10),
+    "cifar10": ((3, 32, 32), 50_000, 10),
+    "cifar100": ((3, 32, 32), 50_000, 100),
+}
+"""Image shape, training images and classes of the sets that might have to be downloaded: noise stands in for them."""
+NOISE_IMAGES = 4096
+MOST_SECONDS = 0.5
+MOST_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a few steps say about a whole run.
+
+    Attributes:
+        step_seconds: One training step of the dense network.
+        image_seconds: Evaluating one image.
+        total_seconds: Training in all phases; exports and reports are left out.
+        memory_bytes: Peak of the process, or of the GPU.
+        device: Where it was measured, in words.
+    """
+
+    step_seconds: float
+    image_seconds: float
+    total_seconds: float
+    memory_bytes: int
+    device: str
+
+    def describe(self) -> str:
+        """The estimate in one line."""
+        return (
+            f"about {duration(self.total_seconds)} of training on {self.device} "
+            f"({milliseconds(1e3 * self.step_seconds)} a step), in about {size(self.memory_bytes)} of memory"
+        )
+
+
+def estimate(recipe: Recipe) -> Estimate:
+    """Measure a few steps of a recipe and extrapolate; nothing is written or downloaded.
+
+    Args:
+        recipe: What would be run.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        SparseBayesError: If the network cannot be built, or does not fit the images.
+    """
+    device = torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
+    threads = torch.get_num_threads()
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            dataset, num_train = _images(recipe)
+            model = build(recipe.model.name, recipe.model.options).to(device)
+            step, image = _measure(recipe, model, dataset, device)
+        words = (
+            f"cpu with {torch.get_num_threads()} threads"
+            if device.type == "cpu"
+            else torch.cuda.get_device_name(0)
+        )
+        stand_in = dataset.train.images.element_size() * dataset.train.images[0].numel()
+        missing = (num_train - len(dataset.train)) * stand_in
+        total = training_seconds(recipe, num_train, step, image)
+        return Estimate(
+            step, image, total, _peak_bytes(device) + missing, words.replace("1 threads", "1 thread")
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def training_seconds(recipe: Recipe, num_train: int, step_seconds: float, image_seconds: float) -> float:
+    """Time of all phases, from that of a step of the dense network.
+
+    Args:
+        recipe: Epochs, cycles and sizes.
+        num_train: Training images before any are held out.
+        step_seconds: One training step.
+        image_seconds: Evaluating one image.
+
+    Returns:
+        Seconds.
+    """
+    train, data = recipe.train, recipe.data
+    steps = max(1, (num_train - data.holdout) // data.batch_size)
+    epoch = steps * step_seconds + data.holdout * image_seconds
+    total, cost = train.pretrain.epochs * epoch, 1.0
+    for _ in range(train.cycles.count):
+        images = min(recipe.curvature.num_images * recipe.curvature.draws, num_train)
+        total += cost * step_seconds * images / data.batch_size
+        cost *= (1 - train.cycles.shrink) ** 0.5
+        passes = max(train.cycles.epochs, min(train.cycles.max_epochs, int(train.cycles.epochs / cost)))
+        total += passes * cost * epoch
+    candidates = 2 if recipe.prior.strength == "auto" and recipe.prune.budget is None else 1
+    return total + candidates * train.finetune.epochs * max(cost, 0.2) * epoch
+
+
+def _images(recipe: Recipe) -> tuple[Dataset, int]:
+    """The data, or noise in their shape where they might have to be downloaded; and the number of training images."""
+    known = PUBLIC_SETS.get(recipe.data.name)
+    if known is None:
+        dataset = load(recipe.data.name, root=recipe.data.root)
+        if recipe.data.holdout >= len(dataset.train):
+            raise DataError(
+                f"data.holdout is {recipe.data.holdout}, but there are only {len(dataset.train)} training images"
+            )
+        return dataset, len(dataset.train)
+    shape, num_train, num_classes = known
+    count = max(NOISE_IMAGES, (MOST_STEPS + 2) * recipe.data.batch_size)
+    images = Images(
+        torch.randint(0, 256, (count, *shape), dtype=torch.uint8), torch.arange(count) % num_classes
+    )
+    channels = shape[0]
+    return Dataset(
+        recipe.data.name, images, images, num_classes, (0.5,) * channels, (0.25,) * channels
+    ), num_train
+
+
+def _measure(recipe: Recipe, model: nn.Module, dataset: Dataset, device: torch.device) -> tuple[float, float]:
+    """Seconds of one training step, and of evaluating one image."""
+    fast_layout_(model).train()
+    batch = min(recipe.data.batch_size, len(dataset.train))
+    loader = Loader(
+        dataset.train, batch_size=batch, mean=dataset.mean, std=dataset.std, shuffle=True,
+        augment=recipe.data.augment, seed=0, device=device,
+    )  # fmt: skip
+    times: list[float] = []
+    for _, images, labels in loader.indexed():
+        start = time.perf_counter()
+        logits = model(images)
+        check_logits(logits, labels)
+        objective(logits, labels, None, recipe.train).backward()  # type: ignore[no-untyped-call]
+        _update_(model)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        if len(times) > MOST_STEPS or sum(times) > MOST_SECONDS:
+            break
+    model.eval()
+    with torch.no_grad():
+        start = time.perf_counter()
+        model(images)
+        image = (time.perf_counter() - start) / len(images)
+    # The first step makes buffers and chooses kernels; a slow one is all there is to go by.
+    return statistics.median(times[1:] or times), image
+
+
+def _update_(model: nn.Module) -> None:
+    """What an optimizer's step costs, written out: PyTorch's own take longer to load than all of this to run."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                momentum = parameter.grad.mul(0.9).add_(parameter, alpha=1e-4)
+                parameter.sub_(momentum, alpha=1e-6)
+                parameter.grad = None
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
