@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +17,7 @@ def _names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters()]
 
 
-def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
+def _assert_equal(found: Mapping[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         largest = float(values.abs().max())
@@ -91,12 +94,29 @@ def test_no_parameter_is_refused(build) -> None:
         entry_curvature(model, [], [(x, torch.tensor([0, 1]))], num_data=2)
 
 
-def test_half_precision_is_refused(build) -> None:
+def test_integer_parameters_are_refused(build) -> None:
     model, x = build("mlp", 2)
-    with pytest.raises(
-        ModelError, match=r"needs float32 or float64 parameters, got torch.bfloat16 in '0.weight'"
-    ):
-        entry_curvature(model.bfloat16(), ["0.weight"], [(x, torch.tensor([0, 1]))], num_data=2)
+    model.table = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ModelError, match=r"float16, bfloat16, .* parameters, got torch.int8 in 'table'"):
+        entry_curvature(model, ["table"], [(x, torch.tensor([0, 1]))], num_data=2)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_half_precision_is_accumulated_in_float32(build, dtype: torch.dtype, precision: float) -> None:
+    model, x = build("residual", 64)
+    y = torch.arange(64) % 3
+    with torch.no_grad():
+        model.fc.weight.mul_(20.0)  # sure of many images: gradients that float16 could not hold
+    names = _names(model)
+    half = copy.deepcopy(model).to(dtype)
+    same = copy.deepcopy(half).double()  # the very same rounded weights
+    x = x.to(dtype)
+    found = entry_curvature(half, names, [(x, y)], num_data=64, estimator="exact")
+    expected = entry_curvature(same, names, [(x.double(), y)], num_data=64, estimator="exact")
+    for name in names:
+        assert found[name].dtype == torch.float32
+        error = float((found[name].double() - expected[name]).norm() / expected[name].norm())
+        assert error < precision, name
 
 
 def test_empty_data_set_is_refused(build) -> None:
