@@ -131,10 +131,19 @@ class Block:
         """All images of the block."""
         return slice(0, self.num_images)
 
-    def halves(self) -> list[slice]:
-        """The images in two parts of the same size; one part if there is only one image."""
-        middle = -(-self.num_images // 2)
-        return [part for part in (slice(0, middle), slice(middle, self.num_images)) if part.stop > part.start]
+    def halves(self, number: int) -> list[tuple[int, slice]]:
+        """Which of two halves of all images the block's belong to: blocks take turns, the first has both.
+
+        Args:
+            number: of the block, from 0.
+
+        Returns:
+            Pairs of a half (0 or 1) and images, no part empty.
+        """
+        if number > 0 or self.num_images == 1:
+            return [(number % 2, self.whole)]
+        middle = self.num_images // 2
+        return [(0, slice(0, middle)), (1, slice(middle, self.num_images))]
 
     def rows(self, name: str, images: slice) -> Tensor:
         """Derivatives with respect to switches of a tracked weight's slices along dim 0: `[K, m, O]`."""

@@ -141,13 +141,13 @@ def entry_curvature(  # noqa: PLR0913
     enough = tolerance * number_of_workers() ** 0.5
     with Sweep(model, names, starts=starts, importance=importance) as sweep:
         halves = Halves(names, sweep.device)
-        for block in sweep.blocks(batches, limit):
-            for name in names:
-                for half, images in enumerate(block.halves()):
+        for number, block in enumerate(sweep.blocks(batches, limit)):
+            for half, images in block.halves(number):
+                halves.count(half, images)
+                for name in names:
                     q, _ = block.squares(name, images, fourth=False, tune=tune)
                     halves.add(name, half, q)
                     total[name] = total[name].add_(q) if name in total else q
-            halves.count(block.halves())
             if auto and sweep.num_images >= next_look:
                 if halves.error() <= enough:
                     break

@@ -49,10 +49,9 @@ class Halves:
             self._sizes[name] = q.numel() / max(some.numel(), 1)
         self._sums[name][half] += some
 
-    def count(self, halves: Sequence[slice]) -> None:
-        """Count the images that were added."""
-        for half, images in enumerate(halves):
-            self._counts[half] += images.stop - images.start
+    def count(self, half: int, images: slice) -> None:
+        """Count images whose sums are added to a half."""
+        self._counts[half] += images.stop - images.start
 
     def tensors(self) -> list[Tensor]:
         """What workers add up."""

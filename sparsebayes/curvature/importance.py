@@ -45,9 +45,12 @@ def curvature_traces(logits: Tensor, likelihood: str) -> Tensor:
     """
     logits = logits.double()
     if likelihood == "cross_entropy":
-        # Each 1 - p from the others' log-probabilities: subtracted, it would be lost for a sure image.
-        log_p = functional.log_softmax(logits, dim=1)
-        return (log_p.exp() * -torch.expm1(log_p)).sum(1)
+        # sum p (1 - p), where 1 - p of the top class is the sum of the others: subtracted, it would be lost for a
+        # sure image.
+        p = functional.softmax(logits, dim=1)
+        top = p.argmax(1, keepdim=True)
+        others = p.scatter(1, top, 0.0)
+        return (others * (1 - others)).sum(1) + p.gather(1, top).squeeze(1) * others.sum(1)
     if likelihood == "binary_cross_entropy":
         return (0.5 / (logits / 2).cosh()).square().sum(1)
     return torch.full((len(logits),), 2.0 * logits.shape[1], dtype=torch.float64, device=logits.device)
