@@ -30,7 +30,7 @@ from sparsebayes.curvature.sweep import Sweep
 from sparsebayes.curvature.workers import add_up_, number_of_workers, worker_seed
 from sparsebayes.errors import NumericsError, RecipeError
 
-__all__ = ["EntryCurvature", "entry_curvature"]
+__all__ = ["EntryCurvature", "entry_curvature", "finish"]
 
 # Between two looks at the error lies this share of the images so far: each look waits for an accelerator.
 _PATIENCE = 0.25
@@ -152,13 +152,24 @@ def entry_curvature(  # noqa: PLR0913
                 if halves.error() <= enough:
                     break
                 next_look = sweep.num_images * (1 + _PATIENCE)
-    return _finish(total, halves, sweep, num_data, tolerance if auto else None)
+    return finish(total, halves, sweep, num_data, tolerance if auto else None)
 
 
-def _finish(
+def finish(
     total: dict[str, Tensor], halves: Halves, sweep: Sweep, num_data: int, tolerance: float | None
 ) -> EntryCurvature:
-    """Sum over the workers, scale, and refuse what is not finite."""
+    """Sum over the workers, scale, and refuse what is not finite.
+
+    Args:
+        total: sums over this worker's images, by parameter.
+        halves: the same over two halves.
+        sweep: which went over the images.
+        num_data: images in the whole data set.
+        tolerance: relative error above which to warn; None: never.
+
+    Raises:
+        NumericsError: a curvature is not finite.
+    """
     count = torch.tensor(float(sweep.num_images), dtype=torch.float64, device=sweep.device)
     add_up_(*total.values(), *halves.tensors(), count)
     used = int(count)

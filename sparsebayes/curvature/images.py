@@ -15,7 +15,15 @@ from torch.utils.data import DataLoader, IterableDataset
 from sparsebayes.curvature.importance import pool_size
 from sparsebayes.errors import DataError, RecipeError
 
-__all__ = ["Batches", "check_num_data", "check_targets", "pools", "warn_of_augmentation"]
+__all__ = [
+    "Batches",
+    "check_num_data",
+    "check_num_images",
+    "check_targets",
+    "first_images",
+    "pools",
+    "warn_of_augmentation",
+]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Pairs of images `[B, ...]` and targets."""
@@ -31,6 +39,39 @@ def check_num_data(num_data: int) -> None:
         raise RecipeError(
             f"expected the number of images in the data set, at least 1, got num_data={num_data}"
         )
+
+
+def check_num_images(num_images: int | None) -> None:
+    """Refuse to use no images.
+
+    Raises:
+        RecipeError: `num_images` is below 1.
+    """
+    if num_images is not None and num_images < 1:
+        raise RecipeError(
+            f"expected at least 1 image to compute the curvature from, got num_images={num_images}"
+        )
+
+
+def first_images(batches: Batches, num_images: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches up to a number of images, none empty; asks for none that is not needed.
+
+    Args:
+        batches: pairs of images and targets.
+        num_images: how many; None: all.
+
+    Raises:
+        RecipeError: `num_images` is below 1.
+    """
+    check_num_images(num_images)
+    used = 0
+    for x, y in batches:
+        left = len(x) if num_images is None else min(len(x), num_images - used)
+        if left > 0:
+            yield x[:left], y[:left]
+        used += left
+        if num_images is not None and used >= num_images:
+            return
 
 
 def check_targets(logits: Tensor, y: Tensor, likelihood: str) -> None:

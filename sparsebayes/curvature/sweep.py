@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from sparsebayes.curvature.block import Block
 from sparsebayes.curvature.capture import Capture
 from sparsebayes.curvature.factors import Starts
-from sparsebayes.curvature.images import Batches, check_targets, pools, warn_of_augmentation
+from sparsebayes.curvature.images import (
+    Batches,
+    check_num_images,
+    check_targets,
+    first_images,
+    pools,
+    warn_of_augmentation,
+)
 from sparsebayes.curvature.importance import choose, curvature_traces, inclusion
 from sparsebayes.curvature.layers import Call
 from sparsebayes.curvature.scaling import Scaling
@@ -150,15 +157,12 @@ class Sweep:
             NumericsError: outputs are not finite.
             RecipeError: `num_images` is below 1.
         """
-        if num_images is not None and num_images < 1:
-            raise RecipeError(
-                f"expected at least 1 image to compute the curvature from, got num_images={num_images}"
-            )
+        check_num_images(num_images)
         warn_of_augmentation(batches)
         if self._importance < 1:
-            yield from self._important_blocks(_first(batches, num_images))
+            yield from self._important_blocks(first_images(batches, num_images))
         else:
-            for x, y in _first(batches, num_images):
+            for x, y in first_images(batches, num_images):
                 size = self._look(x)
                 for start in range(0, len(x), size):
                     part_x = x[start : start + size]
@@ -178,7 +182,7 @@ class Sweep:
             with torch.no_grad():
                 for start in range(0, len(x), _BLOCK_ROWS):
                     part = slice(start, start + _BLOCK_ROWS)
-                    found = self._model(self._ready(x[part]))
+                    found = self._model(self.ready(x[part]))
                     self._check(found, y[part], first + start)
                     logits.append(found.cpu())
             traces = curvature_traces(torch.cat(logits), self._starts.likelihood)
@@ -191,17 +195,18 @@ class Sweep:
     def _look(self, x: Tensor) -> int:
         """Look at the network when the first images come; how many images make a block."""
         if self._mixed is None:
-            self._mixed, num_classes = self._probe(self._ready(x))
+            self._mixed, num_classes = self._probe(self.ready(x))
             self._size = max(1, _BLOCK_ROWS // max(self._starts.num_passes(num_classes), 1))
         return self._size
 
-    def _ready(self, x: Tensor) -> Tensor:
+    def ready(self, x: Tensor) -> Tensor:
+        """Images on the parameters' device, such that autograd takes them."""
         x = x.to(self.device)
         return x.clone() if x.is_inference() else x  # autograd refuses what was made in inference mode
 
     def _block(self, x: Tensor, y: Tensor, first: int, chances: Tensor | None = None) -> Block:
         """Differentiate images, the first of which has the number `first`, each kept with its chance."""
-        x = self._ready(x)
+        x = self.ready(x)
         capture, logits = self._forward(x)
         self._check(logits, y, first)
         untracked = (
@@ -315,15 +320,3 @@ def _stack(gradients: list[Tensor | None]) -> Tensor | None:
 
 def _or_zeros(gradient: Tensor | None, like: Tensor, num_passes: int) -> Tensor:
     return like.new_zeros(1).expand(num_passes, *like.shape) if gradient is None else gradient
-
-
-def _first(batches: Batches, num_images: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches up to a number of images; asks for none that is not needed."""
-    used = 0
-    for x, y in batches:
-        left = len(x) if num_images is None else min(len(x), num_images - used)
-        if left > 0:
-            yield x[:left], y[:left]
-        used += left
-        if num_images is not None and used >= num_images:
-            return
