@@ -221,6 +221,7 @@ class Starts:
         self._exact = estimator == "exact"
         self._factor = factor
         self._draws = draws
+        self.seed = seed
         self._generator = Generator().manual_seed(seed)
 
     def num_passes(self, num_classes: int) -> int:
@@ -236,12 +237,14 @@ class Starts:
             logits: of shape `[B, C]`, any device.
 
         Returns:
-            v of shape `[K, B, C]`, in the logits' dtype: the sum of the K squares of v . a has a^T Lam a as
-            its mean.
+            v of shape `[K, B, C]`, in the logits' dtype, at least float32: the sum of the K squares of v . a
+            has a^T Lam a as its mean.
 
         Raises:
             ModelError: own vectors are of another shape.
         """
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
         if self._exact:
             return _flushed(stick_columns(logits, self.likelihood))
         if not isinstance(self._factor, str):
