@@ -382,7 +382,13 @@ def interrupted(number: signal.Signals) -> tuple[list[str], dict[str, str]]:
     command = [sys.executable, "-m", "sparsebayes", "run", "few.yaml", "train.pretrain.epochs=20"]
     command += ["--seed", "3", "--out", "my run"]
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         patience = time.monotonic() + 60
         while not Path("my run/checkpoint.pt").exists() and time.monotonic() < patience:

@@ -5,7 +5,7 @@
 
 Both loops train the same network on the same images with the same optimizer and batch size. The one by hand is what a
 tutorial shows: normalised images in memory, a random order, forward, backward, step. Ours adds the learning-rate cycle,
-augmentation that is switched off, the collapse check, a checkpoint's state and the held-out evaluation (ten images here).
+the collapse check, the state for a checkpoint and the held-out evaluation (ten images here); nothing is augmented.
 Epochs of the two are timed in turn, in an order that reverses every round.
 """
 

@@ -64,6 +64,12 @@ def start(folder: Path, *options: str, prepare: Callable[[], None] | None = None
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     command = [sys.executable, "-m", "sparsebayes", "run", str(folder.parent / "chaos.yaml"), *options]
+
+    def before() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background of a shell ignores it
+        if prepare is not None:
+            prepare()
+
     return subprocess.Popen(
         command,
         env=environment,
@@ -71,7 +77,7 @@ def start(folder: Path, *options: str, prepare: Callable[[], None] | None = None
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=prepare,  # noqa: PLW1509 - this program has one thread
+        preexec_fn=before,  # noqa: PLW1509 - this program has one thread
     )
 
 

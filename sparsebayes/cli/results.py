@@ -127,10 +127,14 @@ def bench(
     if out is not None and out.exists() and not out.is_dir():
         raise RunError(f"expected a folder for --out, got the file {str(out)!r}")
     from sparsebayes.export.sweep import sweep
+    from sparsebayes.report.provenance import busy_note
     from sparsebayes.report.timings import timing_table, write_timings
 
     rows = sweep(files, batches=batches, threads=threads, repeats=repeats)
     click.echo(timing_table(rows))
+    busy = busy_note()
+    if busy is not None:
+        click.echo(busy, err=True)
     target = out if out is not None else targets[0] if len(targets) == 1 and targets[0].is_dir() else None
     if target is not None:
         try:

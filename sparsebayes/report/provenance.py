@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["git_commit", "library_versions", "machine_hardware"]
+__all__ = ["busy_note", "git_commit", "library_versions", "machine_hardware"]
 
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy")
 
@@ -27,6 +27,23 @@ def machine_hardware() -> str:
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name(0))
     return "; ".join(parts)
+
+
+def busy_note() -> str | None:
+    """Say that other programs take the cores while something is timed; None where they do not, or it is not known.
+
+    Returns:
+        A sentence if the load of the last minute exceeds the cores of this process.
+    """
+    if sys.platform == "win32":
+        return None
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load <= cores + 0.5:  # what is timed counts as well
+        return None
+    return (
+        f"The machine was busy (load {load:.1f} on {cores} cores): ratios of one thread hold, times do not, and "
+        "those of several threads say nothing."
+    )
 
 
 def library_versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from sparsebayes.export.sweep import Timing
 from sparsebayes.report.charts import Figure
 from sparsebayes.report.files import write_text
 from sparsebayes.report.pages import page
-from sparsebayes.report.provenance import library_versions, machine_hardware
+from sparsebayes.report.provenance import busy_note, library_versions, machine_hardware
 from sparsebayes.report.summary import milliseconds, ratio, size
 from sparsebayes.report.svg import Dot, Series, scatter_chart
 
@@ -65,11 +65,12 @@ def write_timings(rows: Sequence[Timing], folder: Path, title: str) -> Path:
     Raises:
         RunError: the folder cannot be written.
     """
-    hardware, versions = machine_hardware(), library_versions()
+    hardware, versions, busy = machine_hardware(), library_versions(), busy_note()
     record = {
         "title": title,
         "hardware": hardware,
         "versions": versions,
+        "note": busy,
         "rows": [{**asdict(row), "throughput": row.throughput} for row in rows],
     }
     write_text(folder / "bench.json", json.dumps(record, indent=1) + "\n")
@@ -81,6 +82,7 @@ def write_timings(rows: Sequence[Timing], folder: Path, title: str) -> Path:
         rows=_cells(rows),
         figures=_figures(rows),
         definitions=DEFINITIONS,
+        note=busy,
         machine=[("processor", hardware), *versions.items()],
     )
     write_text(target, content)

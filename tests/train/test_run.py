@@ -15,7 +15,7 @@ from sparsebayes.prune import Selection
 from sparsebayes.recipe import Recipe, parse_recipe
 from sparsebayes.train import compress, run
 from sparsebayes.train.export import export_point, quantize_export
-from sparsebayes.train.folder import mend_lines_
+from sparsebayes.train.folder import mend_lines_, settle_lines_
 from sparsebayes.train.front import read_front
 from sparsebayes.train.run import run_recipe
 
@@ -316,3 +316,25 @@ def test_progress_lines_tell_the_story(capsys: pytest.CaptureFixture[str]) -> No
     assert "point 0:" in lines
     assert "point 2:" in lines
     assert "x fewer" in lines
+
+
+def test_records_of_a_broken_epoch_are_kept_once_and_in_order() -> None:
+    path = Path("metrics.jsonl")
+    rows = [
+        ("select", 1, None, 0),
+        ("cycle", 1, 1, 1),
+        ("select", 1, None, 2),
+        ("cycle", 1, 1, 3),
+        ("cycle", 1, 2, 4),
+    ]
+    path.write_text(
+        "".join(
+            json.dumps({"phase": p, "cycle": c, "epoch": e, "lr": 0.1, "n": n}) + "\n" for p, c, e, n in rows
+        )
+    )
+    settle_lines_(path)
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["phase"], row["epoch"], row["n"]) for row in kept] == [
+        ("select", None, 2), ("cycle", 1, 3), ("cycle", 2, 4),
+    ]  # fmt: skip
+    settle_lines_(Path("absent.jsonl"))
