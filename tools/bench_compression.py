@@ -176,7 +176,8 @@ SHARED = {
     "equal-size-cifar": (
         "data={name: embedded_cifar10, holdout: 500, batch_size: 64}",
         "model.options={width: 0.125}",
-        "train={lr: 0.05, pretrain: {epochs: 20}, cycles: {count: 12, epochs: 1, max_epochs: 2}, finetune: {epochs: 15}}",
+        "train={lr: 0.05, pretrain: {epochs: 20}, finetune: {epochs: 15}}",
+        "train.cycles={count: 12, epochs: 1, max_epochs: 2}",
         "curvature.num_images=1800",
         "prune.budget={params: 0.1, macs: 0.35}",
         "export.onnx=false",

@@ -114,7 +114,8 @@ def run(
 
 def _missed_budget(folder: Path) -> str:
     """One sentence if the run's network exceeds its budget, else nothing."""
-    budget = json.loads((folder / "report.json").read_text(encoding="utf-8")).get("budget")
+    report = folder / "report.json"
+    budget = json.loads(report.read_text(encoding="utf-8")).get("budget") if report.is_file() else None
     if budget is None or budget["met"]:
         return ""
     missed = [
