@@ -7,8 +7,8 @@ norm behind it one number per channel. So
 * the layer that read them becomes a `Constant`, or a passage where a batch norm follows, which becomes the constant.
 
 The constant is what the masked network emits in evaluation mode; it is measured there, and must not vary over images
-and positions. Where this does not apply (a dead branch of a concatenation, strides that change sizes in another way, raw
-parameters), one unit of each layer stays, as zeros.
+and positions. Where this does not apply (a dead branch of a concatenation, strides that change sizes in another way,
+raw parameters), one unit of each layer stays, as zeros.
 
     >>> plan = dead_branches(masked, graph, living, example)
     >>> plan.substitutes

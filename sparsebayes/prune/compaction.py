@@ -204,7 +204,8 @@ def _shrunk(
     """Cut everything dead out of a network without gathers, and compare; see `Compaction` for what comes back."""
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(dense).items()}
     check_graph(graph, shapes)
-    masks = fold_constants_(dense, graph, masks, inputs[0])
+    living = living_units(graph, masks, shapes)
+    masks = fold_constants_(dense, graph, masks, living, inputs[0])
     living = living_units(graph, masks, shapes)
     emptied = emptied_layers(graph, living)
     plans: list[DeadBranches | None] = [None]

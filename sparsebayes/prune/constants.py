@@ -1,10 +1,10 @@
 """Channels that have become constants: what they still add moves into the biases behind them, so that they can go.
 
 A filter whose weights are all masked emits its bias everywhere, and a norm makes another constant of it. A linear
-layer, or a convolution without padding, that reads the constant ``c`` by a weight ``w`` gets ``w c`` from it, for every image
-and position: that is a bias. Folded there, nothing reads the channel any more, and surgery removes it.
+layer, or a convolution without padding, that reads the constant ``c`` by a weight ``w`` gets ``w c`` from it, for every
+image and position: that is a bias. Folded there, nothing reads the channel any more, and surgery removes it.
 
-    >>> fold_constants_(model, graph, masks, example)      # conv1's filter 2 is masked, its bias is 0.3
+    >>> fold_constants_(model, graph, masks, living, example)      # conv1's filter 2 is masked, its bias is 0.3
     {'conv2.weight': tensor([... False in input channel 2 ...])}
 
 Where the next layer has no bias, the mean of the batch norm behind it takes the constant, with the opposite sign. What
@@ -59,7 +59,7 @@ def constant_units(
 
 
 def fold_constants_(
-    model: nn.Module, graph: UnitGraph, masks: Mapping[str, Tensor], example: Tensor
+    model: nn.Module, graph: UnitGraph, masks: Mapping[str, Tensor], living: Tensor, example: Tensor
 ) -> dict[str, Tensor]:
     """Move constants into the biases behind them; the network computes the same in evaluation mode.
 
@@ -68,6 +68,7 @@ def fold_constants_(
             take them over.
         graph: its units.
         masks: parameter name to bool of the parameter's shape, True where an entry stays.
+        living: bool ``[U]``: units that would stay; the others need nothing.
         example: an input batch, on which the constants are measured.
 
     Returns:
@@ -75,7 +76,7 @@ def fold_constants_(
     """
     result = dict(masks)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    candidates = constant_units(graph, masks, shapes)
+    candidates = constant_units(graph, masks, shapes) & living
     if not bool(candidates.any()):
         return result
     readers = [piece for piece in graph.slices if piece.reads and _names(piece, candidates)]

@@ -37,6 +37,8 @@ class Seen:
 def observe(model: nn.Module, paths: Collection[str], example: Tensor) -> dict[str, Seen]:
     """Run a network once in evaluation mode, and note what the chosen layers and all batch norms took and gave.
 
+    Layers that take or give anything but one tensor are left out.
+
     Args:
         model: the network.
         paths: of the layers.
@@ -47,16 +49,20 @@ def observe(model: nn.Module, paths: Collection[str], example: Tensor) -> dict[s
 
     taken: dict[str, Tensor] = {}
 
-    def before(path: str) -> Callable[[nn.Module, Sequence[Tensor]], None]:
-        def hook(_module: nn.Module, inputs: Sequence[Tensor]) -> None:
-            taken[path] = inputs[0].clone()
+    def before(path: str) -> Callable[[nn.Module, Sequence[object]], None]:
+        def hook(_module: nn.Module, inputs: Sequence[object]) -> None:
+            if inputs and isinstance(inputs[0], Tensor):
+                taken[path] = inputs[0].clone()
 
         return hook
 
-    def note(path: str) -> Callable[[nn.Module, Sequence[Tensor], Tensor], None]:
-        def hook(_module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> None:
+    def note(path: str) -> Callable[[nn.Module, Sequence[object], object], None]:
+        def hook(_module: nn.Module, inputs: Sequence[object], output: object) -> None:
+            source = inputs[0] if inputs else None
+            if not isinstance(source, Tensor) or not isinstance(output, Tensor):
+                return  # recurrent layers, say, return more than one tensor
             calls = seen[path].calls + 1 if path in seen else 1
-            seen[path] = Seen(calls, inputs[0], output, output.clone(), taken.pop(path))
+            seen[path] = Seen(calls, source, output, output.clone(), taken.pop(path))
 
         return hook
 

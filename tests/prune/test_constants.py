@@ -84,7 +84,7 @@ def test_folding_changes_the_bias_by_weight_times_constant() -> None:
     mask[1] = False
     net[1].weight.data[1] = 0
     expected = net[2].bias.detach() + net[2].weight.detach()[:, 1] * net[1].bias.detach()[1]
-    masks = fold_constants_(net, graph, {"1.weight": mask}, IMAGES)
+    masks = fold_constants_(net, graph, {"1.weight": mask}, torch.ones(3, dtype=torch.bool), IMAGES)
     torch.testing.assert_close(net[2].bias.detach(), expected, atol=1e-15, rtol=1e-15)
     assert masks["2.weight"].tolist() == [[True, False, True]] * 2
     assert not net[2].weight[:, 1].any()
