@@ -20,6 +20,7 @@ from pydantic import JsonValue
 from sparsebayes.report import markdown
 from sparsebayes.report.charts import curve_figures, evidence_figures, pareto_figures, width_figure
 from sparsebayes.report.files import write_text
+from sparsebayes.report.guided import sampling_figures
 from sparsebayes.report.records import ParetoPoint, Run, read_run
 from sparsebayes.report.summary import (
     comparison_rows,
@@ -103,7 +104,7 @@ def render_html(run: Run) -> str:
         widths=width_figure(run),
         pareto=pareto_figures(run),
         points=[_point(point) for point in run.pareto],
-        curves=curve_figures(run),
+        curves=(*curve_figures(run), *sampling_figures(run)),
         evidence=evidence_figures(run),
         tables=_tables(run),
         recipe=run.recipe,

@@ -31,11 +31,14 @@ from sparsebayes.recipe.schema import Recipe, TrainSection
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.fit import Phase
 from sparsebayes.train.loaders import Loaders
-from sparsebayes.train.removal import Removal, choose_groups, cut
+from sparsebayes.train.removal import Removal, choose_groups, cut, remove
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["Switched", "check_posterior", "make_posterior", "phase_and_settings", "remove_by_draws"]
+__all__ = ["Switched", "check_posterior", "make_posterior", "phase_and_settings", "remove_next"]
 
+
+Fit = Callable[[nn.Module, Phase, dict[str, Tensor], TrainSection], object]
+"""Trains a network for a phase, with entries held at zero, under some settings."""
 
 _GENTLER = {
     "variational_dropout": "lower variational_dropout.length_scale or prior.strength",
@@ -249,28 +252,31 @@ def phase_and_settings(recipe: Recipe, number: int) -> tuple[Phase, TrainSection
     return phase, train.model_copy(update={"weight_decay": 0.0}) if is_dropout else train
 
 
-def remove_by_draws(
+def remove_next(
     recipe: Recipe,
     model: nn.Module,
     lineage: Lineage,
     dense: Grouping,
     loaders: Loaders,
-    train_: Callable[[Switched], None],
+    fit_: Fit,
     record: Callable[[dict[str, Any]], None],
     *,
     costs: EntryCosts,
     target: float,
     number: int,
 ) -> Removal | None:
-    """Learn the posterior, draw sub-networks that meet a target cost, and cut out the best.
+    """Remove groups by the posterior that the recipe names, until the network costs no more than a target.
+
+    The Laplace posterior is measured; the others are learned first, then sub-networks that meet the target are drawn,
+    and the best is cut out.
 
     Args:
         recipe: Posterior, sampling, prior and bounds.
-        model: The network as it stands; it is trained.
+        model: The network as it stands; learning a posterior trains it.
         lineage: How it came from the dense one.
         dense: The groups of the dense network.
-        loaders: Images to estimate norms on, and to judge by.
-        train_: Trains the network with its switches drawn.
+        loaders: Images to estimate on, and to judge by.
+        fit_: Trains a network for a phase, entries at zero held there, under some settings.
         record: Called with what was drawn and how good it was.
         costs: What the target counts.
         target: Cost to reach; bounds and the recipe's strength may prevent it.
@@ -282,21 +288,16 @@ def remove_by_draws(
     Raises:
         GroupingError: If nothing reads a group.
         ModelError: If the network cannot be traced, or the cut one would not compute the same.
-        NumericsError: If training collapses.
+        NumericsError: If training collapses, or the curvature is not finite.
     """
+    plain, example = loaders.plain, loaders.example
+    if recipe.posterior == "laplace":
+        return remove(
+            recipe, model, lineage, dense, plain, example, costs=costs, target=target, number=number
+        )
     grouping, origin = lineage.grouping(dense)
-    prices, example = None, loaders.example
-    if recipe.prior.price != "none":
-        prices = group_prices(grouping, entry_costs(model, example, recipe.prior.price))
-    num_data = loaders.plain.num_data
-    posterior = make_posterior(recipe, model, grouping, num_data, prices)
-    switched = Switched(model, grouping, posterior, example)
-    try:
-        train_(switched)
-    except NumericsError as error:
-        raise NumericsError(f"{error}; or drop less: {_GENTLER[recipe.posterior]}") from None
-    switched.absorb_()
-    sparse = SparseModel(model, grouping, example=example, num_data=num_data)
+    posterior = _learned_(recipe, model, lineage, grouping, loaders, fit_, number)
+    sparse = SparseModel(model, grouping, example=example, num_data=plain.num_data)
     sparse.masks = Masks(lineage.masks) if lineage.masks else None
     generator = torch.Generator().manual_seed(derive_seed(recipe.seed, "draws", number))
     scores = [posterior.survives()]
@@ -307,11 +308,35 @@ def remove_by_draws(
     record({"phase": "posterior state", "cycle": number, **_describe(posterior)})
     best = 0
     if len(selections) > 1:
-        loaders.plain.reseed_(derive_seed(recipe.seed, "norm images", number))
+        plain.reseed_(derive_seed(recipe.seed, "norm images", number))
         judged = _judge(recipe, model, grouping, lineage, selections, loaders, generator)
         record({"phase": "sample", "cycle": number, **judged})
         best = judged["best"]
     return cut(sparse, lineage, origin, selections[best], scores[best])
+
+
+def _learned_(
+    recipe: Recipe,
+    model: nn.Module,
+    lineage: Lineage,
+    grouping: Grouping,
+    loaders: Loaders,
+    fit_: Fit,
+    number: int,
+) -> Posterior:
+    """Train the network with its switches drawn; the posterior that came of it."""
+    prices = None
+    if recipe.prior.price != "none":
+        prices = group_prices(grouping, entry_costs(model, loaders.example, recipe.prior.price))
+    posterior = make_posterior(recipe, model, grouping, loaders.plain.num_data, prices)
+    switched = Switched(model, grouping, posterior, loaders.example)
+    phase, settings = phase_and_settings(recipe, number)
+    try:
+        fit_(switched, phase, lineage.masks, settings)
+    except NumericsError as error:
+        raise NumericsError(f"{error}; or drop less: {_GENTLER[recipe.posterior]}") from None
+    switched.absorb_()
+    return posterior
 
 
 def _judge(

@@ -120,6 +120,7 @@ def test_every_posterior_reaches_the_budget_and_keeps_its_record(change: str) ->
         if row["distinct"] > 1:
             assert len(row["losses"]) == len(row["random_losses"]) == 5
     assert any(row["distinct"] > 1 for row in drawn)
+    assert "Best of n, cycle" in (folder / "report.html").read_text()
     if asked.posterior == "natural_gradient":
         assert all(row["exploration_noise"] > 0 and row["curvature_trace"] > 0 for row in states)
     assert len(records(folder, "posterior")) == 2 * len(states)
