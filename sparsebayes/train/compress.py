@@ -33,10 +33,11 @@ from sparsebayes.train.evaluation import Evaluation, logits_table
 from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
 from sparsebayes.train.front import Point, band_limit, read_front, replace_point, write_front
 from sparsebayes.train.loaders import Loaders
-from sparsebayes.train.posteriors import Switched, remove_next
+from sparsebayes.train.posteriors import remove_next
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import Removal, recipe_grouping, write_evidence
 from sparsebayes.train.seeding import derive_seed
+from sparsebayes.train.switched import Switched
 
 __all__ = ["Compressor", "Loaders"]
 

@@ -18,8 +18,8 @@ from sparsebayes.inference import NaturalGradient, VariationalDropout
 from sparsebayes.recipe import Recipe, parse_recipe
 from sparsebayes.train import compress
 from sparsebayes.train.front import read_front
-from sparsebayes.train.posteriors import Switched, gate_energy, make_posterior
 from sparsebayes.train.run import run_recipe
+from sparsebayes.train.switched import Switched, gate_energy, make_posterior
 
 USER_CODE = """
 import torch
