@@ -38,9 +38,10 @@ from sparsebayes.report.provenance import git_commit, library_versions, machine_
 from sparsebayes.train.evaluation import Evaluation, evaluate
 from sparsebayes.train.fit import Phase, fit_
 from sparsebayes.train.loaders import Loaders
-from sparsebayes.train.posteriors import Switched, make_posterior, phase_and_settings
+from sparsebayes.train.posteriors import phase_and_settings
 from sparsebayes.train.removal import recipe_grouping
 from sparsebayes.train.setup import make_builder, make_loaders
+from sparsebayes.train.switched import Switched, make_posterior
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = "tools/bench_posteriors.py"

@@ -114,6 +114,8 @@ class MetricsRecord(_Record):
         macs: multiply-accumulates for one input that are left.
         strength: the temperature T.
         seconds: wall seconds of the epoch, or since the start.
+        losses: held-out losses of the sub-networks that were drawn, nats per image.
+        random_losses: those of random sub-networks of the same widths.
     """
 
     phase: str
@@ -126,6 +128,8 @@ class MetricsRecord(_Record):
     macs: Count | None = None
     strength: float | None = None
     seconds: float | None = None
+    losses: list[float] | None = None
+    random_losses: list[float] | None = None
 
 
 class ParetoPoint(_Record):

@@ -26,6 +26,7 @@ from sparsebayes.report.charts import (
     width_figure,
 )
 from sparsebayes.report.files import write_text
+from sparsebayes.report.guided import sampling_figures
 from sparsebayes.report.pages import page
 from sparsebayes.report.records import ParetoPoint, Run, read_run
 from sparsebayes.report.summary import (
@@ -96,7 +97,7 @@ def render_html(run: Run) -> str:
     rows = comparison_rows(run.report)
     sections = (
         ("Over the cycles", cycle_figures(run)),
-        ("Over the epochs", epoch_figures(run)),
+        ("Over the epochs", (*epoch_figures(run), *sampling_figures(run))),
         ("What the groups are worth", evidence_figures(run)),
     )
     return page(

@@ -29,16 +29,17 @@ from sparsebayes.prune.masking import Masks
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe, TrainSection
 from sparsebayes.train.batch_norm import reestimate_
-from sparsebayes.train.budget import Aim, goals_of, network_latency_ms, next_aim
+from sparsebayes.train.budget import goals_of, network_latency_ms, next_aim
 from sparsebayes.train.evaluation import Evaluation, logits_table
 from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
 from sparsebayes.train.front import Point, band_limit, read_front, replace_point, write_front
 from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.phase_checkpoints import PhaseCheckpoints
-from sparsebayes.train.posteriors import Switched, phase_and_settings, remove_by_draws
+from sparsebayes.train.posteriors import remove_next
 from sparsebayes.train.progress import Reporter
-from sparsebayes.train.removal import Removal, recipe_grouping, remove, write_evidence
+from sparsebayes.train.removal import Removal, recipe_grouping, write_evidence
 from sparsebayes.train.seeding import derive_seed
+from sparsebayes.train.switched import Switched
 
 __all__ = ["Compressor"]
 
@@ -148,7 +149,18 @@ class Compressor:
             if len(self.points) > recipe.train.cycles.count or self._explored():
                 break
             number = len(self.points)
-            removal = self._remove(model, lineage, aim, number)
+            removal = remove_next(
+                recipe,
+                model,
+                lineage,
+                self._dense_grouping(),
+                self.loaders,
+                self._fit,
+                self._record,
+                costs=aim.costs,
+                target=aim.target,
+                number=number,
+            )
             if removal is None:
                 self._reporter.line("no group is left to remove within the bounds; the cycles end here")
                 break
@@ -170,40 +182,6 @@ class Compressor:
             self._reporter.line(
                 "the budget is not reached; raise train.cycles.count, shrink or prune.max_removal"
             )
-
-    def _remove(self, model: nn.Module, lineage: Lineage, aim: Aim, number: int) -> Removal | None:
-        """One removal, by the posterior that the recipe names."""
-        recipe, images, dense = self.recipe, self.loaders, self._dense_grouping()
-        if recipe.posterior == "laplace":
-            example = images.example
-            return remove(
-                recipe,
-                model,
-                lineage,
-                dense,
-                images.plain,
-                example,
-                costs=aim.costs,
-                target=aim.target,
-                number=number,
-            )
-        phase, settings = phase_and_settings(recipe, number)
-
-        def train_(switched: Switched) -> None:
-            self._fit(switched, phase, lineage.masks, settings)
-
-        return remove_by_draws(
-            recipe,
-            model,
-            lineage,
-            dense,
-            images,
-            train_,
-            self._record,
-            costs=aim.costs,
-            target=aim.target,
-            number=number,
-        )
 
     def _cycle_epochs(self, model: nn.Module) -> int:
         """Passes of a cycle: as many as cost what the recipe's passes cost the dense network, within its bounds."""

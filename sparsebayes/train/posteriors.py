@@ -1,4 +1,4 @@
-"""Posteriors that are learned along with the weights: a network whose groups are drawn, and removal guided by draws.
+"""Removal by a posterior that is learned along with the weights, guided by draws.
 
 Before each removal the network trains with its groups scaled by switches drawn from the posterior (PGNAS: a relaxed
 drop; BaLeNAS: a Gaussian), image by image where its groups allow it; every step updates weights and posterior. Then
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,9 @@ from sparsebayes.api import SparseModel
 from sparsebayes.data import Loader
 from sparsebayes.errors import NumericsError, RecipeError
 from sparsebayes.groups import Grouping
-from sparsebayes.inference import NaturalGradient, Posterior, VariationalDropout
+from sparsebayes.inference import NaturalGradient, Posterior
 from sparsebayes.inference.sampling import best_of, shuffled_candidates
 from sparsebayes.prune.carry import Lineage
-from sparsebayes.prune.gating import check_gates, gates_images, run_gated, scale_gates_
 from sparsebayes.prune.masking import Masks, apply_masks_
 from sparsebayes.prune.pricing import EntryCosts, entry_costs, group_prices
 from sparsebayes.prune.selection import Selection
@@ -31,11 +30,15 @@ from sparsebayes.recipe.schema import Recipe, TrainSection
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.fit import Phase
 from sparsebayes.train.loaders import Loaders
-from sparsebayes.train.removal import Removal, choose_groups, cut
+from sparsebayes.train.removal import Removal, choose_groups, cut, remove
 from sparsebayes.train.seeding import derive_seed
+from sparsebayes.train.switched import Switched, make_posterior
 
-__all__ = ["Switched", "check_posterior", "make_posterior", "phase_and_settings", "remove_by_draws"]
+__all__ = ["check_posterior", "phase_and_settings", "remove_next"]
 
+
+Fit = Callable[[nn.Module, Phase, dict[str, Tensor], TrainSection], object]
+"""Trains a network for a phase, with entries held at zero, under some settings."""
 
 _GENTLER = {
     "variational_dropout": "lower variational_dropout.length_scale or prior.strength",
@@ -75,161 +78,6 @@ def check_posterior(recipe: Recipe) -> None:
         )
 
 
-def make_posterior(
-    recipe: Recipe, model: nn.Module, grouping: Grouping, num_data: int, prices: Tensor | None
-) -> VariationalDropout | NaturalGradient:
-    """The posterior that a recipe names, before it has seen data.
-
-    Args:
-        recipe: `posterior` and the section of that name; `prior.strength`, where it is a number.
-        model: The network as it stands.
-        grouping: G groups of its parameters.
-        num_data: Training images.
-        prices: Cost of each group relative to the mean group, ``[G]``; None: all 1.
-    """
-    num_groups = grouping.num_groups
-    strength = recipe.prior.strength if isinstance(recipe.prior.strength, float) else 1.0
-    if recipe.posterior == "variational_dropout":
-        dropout = recipe.variational_dropout
-        return VariationalDropout(
-            num_groups,
-            num_data=num_data,
-            length_scale=dropout.length_scale / _layer_energy(model, grouping)
-            if dropout.relative
-            else dropout.length_scale,
-            tau=dropout.tau,
-            initial=dropout.initial,
-            lr=dropout.lr,
-            adaptive=dropout.adaptive,
-            strength=strength,
-            prices=prices,
-        )
-    gaussian = recipe.natural_gradient
-    return NaturalGradient(
-        num_groups,
-        num_data=num_data,
-        update=gaussian.update,
-        prior_precision=gaussian.prior_precision,
-        initial_precision=gaussian.initial_precision,
-        lr=gaussian.lr,
-        betas=(gaussian.gradient_decay, gaussian.curvature_decay),
-        strength=strength,
-        prices=prices,
-    )
-
-
-@final
-class Switched(nn.Module):
-    """A network that draws its groups' switches when it trains, and takes their mean when it is judged.
-
-    Posterior and weights are saved and loaded together, as extra state of the module, so that what saves, restores and
-    resumes networks does the same for both.
-
-    Args:
-        network: The network itself; it is trained in place.
-        grouping: G groups of its parameters.
-        posterior: Over their switches.
-        example: Inputs of shape ``[B, ...]``, to find out whether each image can have a draw of its own.
-
-    Raises:
-        GroupingError: A group that nothing reads.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        grouping: Grouping,
-        posterior: VariationalDropout | NaturalGradient,
-        example: Tensor,
-    ) -> None:
-        super().__init__()
-        check_gates(grouping)
-        self.network = network
-        self.grouping = grouping
-        self.posterior = posterior
-        self.per_image = gates_images(network, grouping, example)
-        self._drawn: tuple[Tensor, Tensor, int] | None = None
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of shape ``[B, C]``."""
-        if not self.training:
-            return run_gated(self.network, self.grouping, images, self._placed(self.posterior.mean, images))
-        # The global generator is the one that a training phase seeds anew for each epoch.
-        generator, posterior = torch.default_generator, self.posterior
-        if isinstance(posterior, VariationalDropout) and self.per_image:
-            drawn = posterior.sample(generator, len(images))
-        else:
-            drawn = posterior.sample(generator)
-        switches = self._placed(drawn, images)
-        if self.per_image and switches.ndim == 1:
-            switches = switches.expand(len(images), -1)
-        switches = switches.clone().requires_grad_()
-        self._drawn = drawn, switches, len(images)
-        return run_gated(self.network, self.grouping, images, switches)
-
-    def learn_(self, lr: float) -> None:
-        """Update the posterior by the last step's gradient, and let weights decay as it says.
-
-        Args:
-            lr: The weights' learning rate of the step.
-        """
-        if self._drawn is None:
-            return
-        drawn, switches, num_images = self._drawn
-        gradient, self._drawn = switches.grad, None
-        if gradient is None:
-            return
-        posterior = self.posterior
-        if isinstance(posterior, NaturalGradient):
-            posterior.update_(drawn, gradient, num_images=1 if gradient.ndim == 2 else num_images)
-            return
-        posterior.update_(drawn, gradient, gate_energy(self.network, self.grouping))
-        decay = 2 * lr * posterior.penalty / posterior.num_data
-        scale_gates_(self.network, self.grouping, (1 - decay).clamp(min=0).to(switches.device))
-
-    def absorb_(self) -> None:
-        """Multiply Gaussian switches into the weights; switches that are on or off need none of it."""
-        if isinstance(self.posterior, NaturalGradient):
-            scale_gates_(self.network, self.grouping, self.posterior.mean)
-
-    def get_extra_state(self) -> Tensor:
-        """The posterior's state as one float64 vector."""
-        state = self.posterior.state_dict()
-        return torch.cat([_vector(state[key]) for key in sorted(state) if not isinstance(state[key], str)])
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take over what `get_extra_state` returned."""
-        known = self.posterior.state_dict()
-        loaded: dict[str, Any] = dict(known)
-        begin = 0
-        for key in sorted(known):
-            value = known[key]
-            if isinstance(value, str):
-                continue
-            part = state[begin : begin + len(_vector(value))].double().cpu()
-            begin += len(part)
-            loaded[key] = part if isinstance(value, Tensor) else type(value)(part.item())
-        self.posterior.load_state_dict(loaded)
-
-    def _placed(self, switches: Tensor, images: Tensor) -> Tensor:
-        return switches.to(images.device, next(self.network.parameters()).dtype)
-
-
-def gate_energy(model: nn.Module, grouping: Grouping) -> Tensor:
-    """||m_g||^2 over each group's gate entries, of shape ``[G]``."""
-    names = grouping.parameters
-    squares = {n: p.detach().square() for n, p in model.named_parameters() if n in names}
-    return grouping.reduce(squares, gates_only=True)
-
-
-def _layer_energy(model: nn.Module, grouping: Grouping) -> Tensor:
-    """Mean of `gate_energy` over the groups of each group's layer: float64 of shape ``[G]``, positive."""
-    energy, layer = gate_energy(model, grouping).double().cpu(), grouping.layer_index
-    total = torch.zeros(len(grouping.layers), dtype=torch.float64).index_add_(0, layer, energy)
-    mean = total / torch.bincount(layer, minlength=len(total)).clamp(min=1)
-    return mean.clamp(min=1e-12)[layer]
-
-
 def phase_and_settings(recipe: Recipe, number: int) -> tuple[Phase, TrainSection]:
     """How the network trains while its switches are drawn.
 
@@ -249,28 +97,31 @@ def phase_and_settings(recipe: Recipe, number: int) -> tuple[Phase, TrainSection
     return phase, train.model_copy(update={"weight_decay": 0.0}) if is_dropout else train
 
 
-def remove_by_draws(
+def remove_next(
     recipe: Recipe,
     model: nn.Module,
     lineage: Lineage,
     dense: Grouping,
     loaders: Loaders,
-    train_: Callable[[Switched], None],
+    fit_: Fit,
     record: Callable[[dict[str, Any]], None],
     *,
     costs: EntryCosts,
     target: float,
     number: int,
 ) -> Removal | None:
-    """Learn the posterior, draw sub-networks that meet a target cost, and cut out the best.
+    """Remove groups by the posterior that the recipe names, until the network costs no more than a target.
+
+    The Laplace posterior is measured; the others are learned first, then sub-networks that meet the target are drawn,
+    and the best is cut out.
 
     Args:
         recipe: Posterior, sampling, prior and bounds.
-        model: The network as it stands; it is trained.
+        model: The network as it stands; learning a posterior trains it.
         lineage: How it came from the dense one.
         dense: The groups of the dense network.
-        loaders: Images to estimate norms on, and to judge by.
-        train_: Trains the network with its switches drawn.
+        loaders: Images to estimate on, and to judge by.
+        fit_: Trains a network for a phase, entries at zero held there, under some settings.
         record: Called with what was drawn and how good it was.
         costs: What the target counts.
         target: Cost to reach; bounds and the recipe's strength may prevent it.
@@ -282,21 +133,16 @@ def remove_by_draws(
     Raises:
         GroupingError: If nothing reads a group.
         ModelError: If the network cannot be traced, or the cut one would not compute the same.
-        NumericsError: If training collapses.
+        NumericsError: If training collapses, or the curvature is not finite.
     """
+    plain, example = loaders.plain, loaders.example
+    if recipe.posterior == "laplace":
+        return remove(
+            recipe, model, lineage, dense, plain, example, costs=costs, target=target, number=number
+        )
     grouping, origin = lineage.grouping(dense)
-    prices, example = None, loaders.example
-    if recipe.prior.price != "none":
-        prices = group_prices(grouping, entry_costs(model, example, recipe.prior.price))
-    num_data = loaders.plain.num_data
-    posterior = make_posterior(recipe, model, grouping, num_data, prices)
-    switched = Switched(model, grouping, posterior, example)
-    try:
-        train_(switched)
-    except NumericsError as error:
-        raise NumericsError(f"{error}; or drop less: {_GENTLER[recipe.posterior]}") from None
-    switched.absorb_()
-    sparse = SparseModel(model, grouping, example=example, num_data=num_data)
+    posterior = _learned_(recipe, model, lineage, grouping, loaders, fit_, number)
+    sparse = SparseModel(model, grouping, example=example, num_data=plain.num_data)
     sparse.masks = Masks(lineage.masks) if lineage.masks else None
     generator = torch.Generator().manual_seed(derive_seed(recipe.seed, "draws", number))
     scores = [posterior.survives()]
@@ -307,11 +153,35 @@ def remove_by_draws(
     record({"phase": "posterior state", "cycle": number, **_describe(posterior)})
     best = 0
     if len(selections) > 1:
-        loaders.plain.reseed_(derive_seed(recipe.seed, "norm images", number))
+        plain.reseed_(derive_seed(recipe.seed, "norm images", number))
         judged = _judge(recipe, model, grouping, lineage, selections, loaders, generator)
         record({"phase": "sample", "cycle": number, **judged})
         best = judged["best"]
     return cut(sparse, lineage, origin, selections[best], scores[best])
+
+
+def _learned_(
+    recipe: Recipe,
+    model: nn.Module,
+    lineage: Lineage,
+    grouping: Grouping,
+    loaders: Loaders,
+    fit_: Fit,
+    number: int,
+) -> Posterior:
+    """Train the network with its switches drawn; the posterior that came of it."""
+    prices = None
+    if recipe.prior.price != "none":
+        prices = group_prices(grouping, entry_costs(model, loaders.example, recipe.prior.price))
+    posterior = make_posterior(recipe, model, grouping, loaders.plain.num_data, prices)
+    switched = Switched(model, grouping, posterior, loaders.example)
+    phase, settings = phase_and_settings(recipe, number)
+    try:
+        fit_(switched, phase, lineage.masks, settings)
+    except NumericsError as error:
+        raise NumericsError(f"{error}; or drop less: {_GENTLER[recipe.posterior]}") from None
+    switched.absorb_()
+    return posterior
 
 
 def _judge(
@@ -383,7 +253,3 @@ def _describe(posterior: Posterior) -> dict[str, float]:
     if isinstance(posterior, NaturalGradient):
         figures.update(exploration_noise=posterior.noise, curvature_trace=posterior.curvature_trace)
     return figures
-
-
-def _vector(value: Tensor | float | bool) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor([float(value)], dtype=torch.float64)

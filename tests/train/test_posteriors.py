@@ -18,8 +18,8 @@ from sparsebayes.inference import NaturalGradient, VariationalDropout
 from sparsebayes.recipe import Recipe, parse_recipe
 from sparsebayes.train import compress
 from sparsebayes.train.front import read_front
-from sparsebayes.train.posteriors import Switched, gate_energy, make_posterior
 from sparsebayes.train.run import run_recipe
+from sparsebayes.train.switched import Switched, gate_energy, make_posterior
 
 USER_CODE = """
 import torch
@@ -120,6 +120,7 @@ def test_every_posterior_reaches_the_budget_and_keeps_its_record(change: str) ->
         if row["distinct"] > 1:
             assert len(row["losses"]) == len(row["random_losses"]) == 5
     assert any(row["distinct"] > 1 for row in drawn)
+    assert "Best of n, cycle" in (folder / "report.html").read_text()
     if asked.posterior == "natural_gradient":
         assert all(row["exploration_noise"] > 0 and row["curvature_trace"] > 0 for row in states)
     assert len(records(folder, "posterior")) == 2 * len(states)
