@@ -18,6 +18,7 @@ import jinja2
 from pydantic import JsonValue
 
 from sparsebayes.report import markdown
+from sparsebayes.report.cells import cell_figures
 from sparsebayes.report.charts import curve_figures, evidence_figures, pareto_figures, width_figure
 from sparsebayes.report.files import write_text
 from sparsebayes.report.records import ParetoPoint, Run, read_run
@@ -100,6 +101,7 @@ def render_html(run: Run) -> str:
         rows=comparison_rows(run.report),
         definitions=DEFINITIONS,
         selection=_selection_words(run),
+        cells=cell_figures(run.folder),
         widths=width_figure(run),
         pareto=pareto_figures(run),
         points=[_point(point) for point in run.pareto],
