@@ -1,7 +1,7 @@
 """A cell as a picture: nodes in a row, an arc for every edge, its operations written on it.
 
     >>> draw_cell(genotype, "normal", {(0, 3, "skip_connect"): 12.5})
-    '<svg xmlns="http://www.w3.org/2000/svg" ...'
+    '<svg class="cell" xmlns="http://www.w3.org/2000/svg" ...'
 
 Arcs over a longer way reach higher, so that no two of them hide each other; the width of a line grows with what its
 operation is worth. The picture is one SVG element without script, font or file from anywhere else.
@@ -68,12 +68,15 @@ def draw_cell(genotype: Genotype, key: str, worth: Mapping[Op, float] | None = N
         parts.append(f'<text x="{x}" y="{top + 5}" class="node">{node}</text>')
         if kind != "inner":
             parts.append(f'<text x="{x}" y="{top + RADIUS + 16}" class="node">{kind}</text>')
+    # Rules for this picture alone, also where it stands among others on a page.
     style = (
-        "text{font:12px system-ui,sans-serif;text-anchor:middle}.title{font-weight:600;font-size:14px}"
-        ".op{paint-order:stroke;stroke:#fff;stroke-width:4px}"
-        "circle{fill:#f3f5f7;stroke:#5d6874;stroke-width:1.5}circle.input{fill:#dbe8f4}circle.output{fill:#dcefe3}"
+        "svg.cell text{font:12px system-ui,sans-serif;text-anchor:middle;fill:#1c2127}"
+        "svg.cell .title{font-weight:600;font-size:14px}svg.cell .op{paint-order:stroke;stroke:#fff;stroke-width:4px}"
+        "svg.cell circle{fill:#f3f5f7;stroke:#5d6874;stroke-width:1.5}"
+        "svg.cell circle.input{fill:#dbe8f4}svg.cell circle.output{fill:#dcefe3}"
     )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    head = f'<svg class="cell" xmlns="http://www.w3.org/2000/svg" {size}>'
     label = f"<title>Cell {escape(key)}</title>"
     return f'{head}{label}<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
 

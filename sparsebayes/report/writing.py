@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from sparsebayes.report import markdown
+from sparsebayes.report.cells import cell_figures
 from sparsebayes.report.charts import (
     cycle_figures,
     epoch_figures,
@@ -109,6 +110,7 @@ def render_html(run: Run) -> str:
         notes=_notes(run),
         rows=rows,
         definitions=DEFINITIONS,
+        cells=cell_figures(run.folder),
         widths=[figure for figure in (width_figure(run), layer_figure(run)) if figure is not None],
         pareto=pareto_figures(run),
         points=[_point(point) for point in run.pareto],

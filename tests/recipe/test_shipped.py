@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparsebayes.errors import RecipeError
-from sparsebayes.recipe import load_recipe, shipped, summarise
+from sparsebayes.recipe import Recipe, SearchRecipe, load_recipe, shipped, summarise
 from sparsebayes.recipe.document import MAX_BYTES
 from sparsebayes.recipe.shipped import find_recipe, headline, read_text, recipe_folder, shipped_recipes
 
@@ -107,7 +107,7 @@ def test_headline(text, line):
 
 
 def test_all_recipes_are_counted():
-    assert len(FILES) == 6
+    assert len(FILES) == 13
     assert list(shipped_recipes().values()) == FILES
 
 
@@ -119,7 +119,12 @@ def test_a_shipped_recipe_is_valid_and_says_how_it_is_run(path):
     assert 20 < len(headline(text)) < 80
     assert f"#     sparsebayes run {path.stem}\n" in text, "the head gives the exact command"
     assert f"#     sparsebayes run {path.stem} --preset smoke" in text
-    assert f"model      {recipe.model.name}" in summarise(recipe)
+    words = (
+        f"model      {recipe.model.name}"
+        if isinstance(recipe, Recipe)
+        else f"space      {recipe.search.space}"
+    )
+    assert words in summarise(recipe)
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
@@ -136,7 +141,12 @@ def test_every_command_in_a_head_comment_is_a_valid_one(path):
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_a_smoke_preset_is_small_and_needs_no_network(path):
     smoke = load_recipe(path.stem, preset="smoke")
-    assert smoke.data.name == "embedded_mnist"
+    assert smoke.data.name in ("embedded_mnist", "embedded_cifar10")
+    assert smoke.curvature.num_images <= 512
+    if isinstance(smoke, SearchRecipe):
+        search = smoke.search
+        assert search.warmup_epochs + search.cycles * search.epochs + smoke.retrain.epochs <= 5
+        assert (search.num_images or 0) in range(1, 1000)
+        return
     train = smoke.train
     assert train.pretrain.epochs + train.cycles.count * train.cycles.epochs + train.finetune.epochs <= 4
-    assert smoke.curvature.num_images <= 512
