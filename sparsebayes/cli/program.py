@@ -3,6 +3,7 @@
 0    done
 1    a mistake of the program's own, with its traceback
 2    a mistake of the user's, in one sentence on standard error
+3    a run is complete, but its network is larger or slower than its budget allows
 130  interrupted by Ctrl-C; the run can be resumed
 143  terminated by SIGTERM; the run can be resumed
 """
@@ -17,8 +18,10 @@ import click
 from sparsebayes import __version__
 from sparsebayes.errors import RecipeError, SparseBayesError, Terminated, unknown
 
-__all__ = ["INTERRUPTED", "TERMINATED", "main"]
+__all__ = ["BUDGET_MISSED", "INTERRUPTED", "TERMINATED", "main"]
 
+BUDGET_MISSED = 3
+"""Exit status of a run that is complete, but whose network is larger or slower than the recipe's budget allows."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells count it: 128 + the signal's number."""
 TERMINATED = 143
@@ -92,8 +95,8 @@ Examples:
   sparsebayes copy quickstart mine.yaml
 
 \b
-Exit status: 0 done, 2 a mistake of yours in one sentence, 130 interrupted, 143 terminated (both can be
-resumed), 1 a mistake of this program's.
+Exit status: 0 done, 2 a mistake of yours in one sentence, 3 done but over budget, 130 interrupted, 143
+terminated (both can be resumed), 1 a mistake of this program's.
 
 \b
 Completion with the tab key, for bash (zsh and fish likewise):

@@ -38,7 +38,7 @@ def validate(recipe: str, overrides: tuple[str, ...], preset: str | None, no_est
     resolved = arguments.read_recipe(recipe, preset, overrides)
     click.echo(summarise(resolved))
     click.echo("recipe is valid")
-    if not no_estimate:
+    if not no_estimate and resolved.task == "compress":
         arguments.require_device(resolved)
         from sparsebayes.train.estimate import estimate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import click
 
 from sparsebayes.cli import arguments
-from sparsebayes.cli.program import main
+from sparsebayes.cli.program import BUDGET_MISSED, main
 from sparsebayes.errors import RunError
 
 __all__ = ["run"]
@@ -21,6 +22,7 @@ Examples:
   sparsebayes run lenet5_mnist prune.budget.params=0.01 --seed 1
   sparsebayes run mine.yaml --preset smoke --out runs/first
   sparsebayes run mine.yaml --resume runs/first
+  sparsebayes run quickstart --seeds 5
 """
 
 
@@ -36,6 +38,12 @@ Examples:
     help="Seed of every random choice; same as seed=...",
 )
 @click.option(
+    "--seeds",
+    type=click.IntRange(1, 1000),
+    metavar="K",
+    help="Run with K seeds, counted from the recipe's; with --out, in OUT-seedN.",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder to write; else one with the time in it."
 )
 @click.option(
@@ -49,6 +57,7 @@ def run(
     preset: str | None,
     device: str | None,
     seed: int | None,
+    seeds: int | None,
     out: Path | None,
     resume: Path | None,
     overwrite: bool,
@@ -62,6 +71,10 @@ def run(
         raise RunError(
             "expected either --resume or --out and --overwrite, got both; a resumed run has its folder"
         )
+    if seeds is not None and resume is not None:
+        raise RunError(
+            "expected either --seeds or --resume, got both; resume the run of one seed with --seed"
+        )
     changes = [*overrides]
     changes += [f"device={device}"] if device is not None else []
     changes += [f"seed={seed}"] if seed is not None else []
@@ -71,16 +84,48 @@ def run(
     arguments.require_device(resolved)
     from sparsebayes.train.run import run_recipe
 
-    try:
-        folder = run_recipe(resolved, out=out, resume=resume, quiet=quiet, overwrite=overwrite)
-    except KeyboardInterrupt as interrupt:
-        known = interrupt.args[0] if interrupt.args else resume or out
-        if known is not None:
-            again = [*_program(), "run", recipe, *changes]
-            again += ["--preset", preset] if preset is not None else []
-            click.echo(f"continue with: {shlex.join([*again, '--resume', str(known)])}", err=True)
-        raise
-    click.echo(f"run folder: {folder}")
+    missed = []
+    for number in range(resolved.seed, resolved.seed + (seeds or 1)):
+        target = out if out is None or seeds is None else out.with_name(f"{out.name}-seed{number}")
+        own = changes if seeds is None else [*changes, f"seed={number}"]
+        try:
+            folder = run_recipe(
+                resolved if seeds is None else arguments.read_recipe(recipe, preset, own),
+                out=target,
+                resume=resume,
+                quiet=quiet,
+                overwrite=overwrite,
+            )
+        except KeyboardInterrupt as interrupt:
+            known = interrupt.args[0] if interrupt.args else resume or target
+            if known is not None:
+                again = [*_program(), "run", recipe, *own]
+                again += ["--preset", preset] if preset is not None else []
+                click.echo(f"continue with: {shlex.join([*again, '--resume', str(known)])}", err=True)
+            raise
+        click.echo(f"run folder: {folder}")
+        missed.append(_missed_budget(folder))
+        if missed[-1]:
+            click.echo(f"warning: {missed[-1]}", err=True)
+    if any(missed):
+        click.get_current_context().exit(BUDGET_MISSED)
+
+
+def _missed_budget(folder: Path) -> str:
+    """One sentence if the run's network exceeds its budget, else nothing."""
+    report = folder / "report.json"
+    budget = json.loads(report.read_text(encoding="utf-8")).get("budget") if report.is_file() else None
+    if budget is None or budget["met"]:
+        return ""
+    missed = [
+        f"{limit['kind']} {limit['reached']:,g} instead of {limit['limit']:,g}"
+        for limit in budget["limits"]
+        if not limit["met"]
+    ]
+    return (
+        f"the budget is not met, and the closest network is exported: {', '.join(missed)}; "
+        "raise train.cycles.count, train.cycles.shrink or prune.max_removal"
+    )
 
 
 def _program() -> list[str]:
