@@ -347,6 +347,34 @@ def test_a_terminated_run_has_its_own_exit_status(calls, monkeypatch):
     assert result.stderr == "continue with: sparsebayes run tiny.yaml --resume runs/tiny\nterminated\n"
 
 
+def test_several_seeds_are_several_runs(calls):
+    assert call("run", "tiny.yaml", "--seeds", "2", "--seed", "4", "--out", "o").exit_code == 0
+    assert [(args[0].seed, options["out"]) for _, args, options in calls] == [
+        (4, Path("o-seed4")),
+        (5, Path("o-seed5")),
+    ]
+    sentence = "expected either --seeds or --resume, got both"
+    assert complaint("run", "tiny.yaml", "--seeds", "2", "--resume", "first").startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("budget", "status"),
+    [
+        (None, 0),
+        ({"met": True, "limits": []}, 0),
+        ({"met": False, "limits": [{"kind": "macs", "limit": 45860.0, "reached": 90123, "met": False}]}, 3),
+    ],
+)
+def test_a_missed_budget_has_its_own_exit_status(calls, budget, status):
+    folder = Path("made/by/run_recipe")
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps({"budget": budget}))
+    result = call("run", "tiny.yaml")
+    assert result.exit_code == status
+    assert result.stdout == f"run folder: {folder}\n"
+    assert ("macs 90,123 instead of 45,860; raise" in result.stderr) == (status == 3)
+
+
 def test_validate_estimates_time_and_memory(calls, monkeypatch):
     monkeypatch.delitem(sys.modules, "sparsebayes.train")
     monkeypatch.delitem(sys.modules, "sparsebayes.report")
@@ -407,7 +435,7 @@ def test_errors_have_no_colours_where_there_is_no_terminal(variables):
 
 def test_the_help_says_what_an_exit_status_means():
     text = call("--help").output
-    for status in ("0", "1", "2", "130", "143"):
+    for status in ("0", "1", "2", "3", "130"):
         assert f" {status} " in text.partition("Exit status:")[2]
 
 

@@ -3,6 +3,7 @@
 0    done
 1    a mistake of the program's own, with its traceback
 2    a mistake of the user's, in one sentence on standard error
+3    a run is complete, but its network is larger or slower than its budget allows
 130  interrupted by Ctrl-C; the run can be resumed
 143  terminated by SIGTERM; the run can be resumed
 """
@@ -94,8 +95,8 @@ Examples:
   sparsebayes copy quickstart mine.yaml
 
 \b
-Exit status: 0 done, 2 a mistake of yours in one sentence, 3 done but the budget is not met (the closest
-network is exported), 130 interrupted, 143 terminated (both can be resumed), 1 a mistake of this program's.
+Exit status: 0 done, 2 a mistake of yours in one sentence, 3 done but over budget, 130 interrupted, 143
+terminated (both can be resumed), 1 a mistake of this program's.
 
 \b
 Completion with the tab key, for bash (zsh and fish likewise):
