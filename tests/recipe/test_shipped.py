@@ -141,7 +141,7 @@ def test_every_command_in_a_head_comment_is_a_valid_one(path):
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_a_smoke_preset_is_small_and_needs_no_network(path):
     smoke = load_recipe(path.stem, preset="smoke")
-    assert smoke.data.name in ("embedded_mnist", "embedded_cifar10")
+    assert smoke.data.name in ("embedded_mnist", "embedded_cifar10", "shapes")
     assert smoke.curvature.num_images <= 512
     if isinstance(smoke, SearchRecipe):
         search = smoke.search
