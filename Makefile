@@ -31,7 +31,7 @@ install: $(VENV)/.stamp-package
 dev: $(VENV)/.stamp-dev
 
 test: dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
 lint: dev
 	$(BIN)/ruff check .

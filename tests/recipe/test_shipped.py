@@ -149,4 +149,4 @@ def test_a_smoke_preset_is_small_and_needs_no_network(path):
         assert (search.num_images or 0) in range(1, 1000)
         return
     train = smoke.train
-    assert train.pretrain.epochs + train.cycles.count * train.cycles.epochs + train.finetune.epochs <= 4
+    assert train.pretrain.epochs + train.cycles.count * train.cycles.epochs + train.finetune.epochs <= 6
