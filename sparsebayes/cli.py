@@ -116,9 +116,6 @@ Examples:
   sparsebayes run lenet5_mnist prune.budget.params=0.01 --seed 1
   sparsebayes run mine.yaml --preset smoke --out runs/first
   sparsebayes run mine.yaml --resume runs/first
-\b
-Exit status: 0 done; 2 a mistake; 3 done, but the budget is not met (the
-closest network is exported, and report.json says how close); 130 interrupted.
 """
 
 
@@ -155,6 +152,9 @@ def run(
     """Run a RECIPE.
 
     Writes a run folder with the networks, their ONNX files and a report.
+
+    Exit status: 0 done; 2 a mistake; 3 done, but the budget is not met (the closest network is exported, and
+    report.json says how close); 130 interrupted.
     """
     if resume is not None and (out is not None or overwrite):
         raise RunError(
