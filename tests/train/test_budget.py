@@ -12,7 +12,8 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from sparsebayes.cli import BUDGET_MISSED, main
+from sparsebayes.cli import main
+from sparsebayes.cli.program import BUDGET_MISSED
 from sparsebayes.cost import cost
 from sparsebayes.errors import RecipeError
 from sparsebayes.recipe import Recipe, load_recipe
