@@ -7,7 +7,8 @@
     Grouping('rows+columns', 7 groups; 0: 3, 0 (columns): 4)
 
 The plain rules are those of `sparsebayes.groups.patterns`: they look at one weight at a time and need no
-example input. ``units`` and ``features`` trace the model. Biases are in no group of a plain rule.
+example input. ``units``, ``features`` and
+``branches`` trace the model. Biases are in no group of a plain rule.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebayes.errors import GroupingError
+from sparsebayes.groups.branch_rules import branches
 from sparsebayes.groups.grouping import Grouping, Labels, Quota, concatenate
 from sparsebayes.groups.patterns import PATTERNS, Layer, ParsedPattern, layers_of, parse_pattern
 from sparsebayes.groups.scope import EVERYTHING, Scope
@@ -101,6 +103,7 @@ RULES: Mapping[str, ScopedRule] = MappingProxyType(
         **{name: partial(plain, name=name) for name in (*PATTERNS, "blocks", "1:4", "2:4")},
         "units": units,
         "features": features,
+        "branches": branches,
     }
 )
 
@@ -122,7 +125,7 @@ def check_spec(spec: str) -> None:
 def _rule(name: str) -> ScopedRule:
     if name in RULES:
         return RULES[name]
-    parse_pattern(name, others=("units", "features"))
+    parse_pattern(name, others=("units", "features", "branches"))
     return partial(plain, name=name)
 
 
