@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from sparsebayes.groups.scope import owner
 from sparsebayes.groups.tracing import UnitGraph
+from sparsebayes.prune.cutting import Kept
 from sparsebayes.prune.observing import BATCH_NORMS, Seen, norm_behind, observe
 from sparsebayes.prune.substitutes import Substitute
 
@@ -43,6 +44,22 @@ class DeadBranches:
 
     substitutes: dict[str, Substitute]
     values: dict[str, Tensor]
+
+    def narrowed(self, kept: Kept) -> DeadBranches:
+        """The plan for a network of which other units go as well.
+
+        Args:
+            kept: positions that stay of each parameter and buffer, those of the branch included.
+        """
+        substitutes, values = dict(self.substitutes), dict(self.values)
+        for path, value in self.values.items():
+            owned = (kept.get(f"{path}.{name}", {}).get(0) for name in ("weight", "bias", "running_mean"))
+            index = next((one for one in owned if one is not None), None)
+            if index is not None:
+                values[path] = value[index.to(value.device)]
+                numbers = {**substitutes[path].numbers, "channels": len(index)}
+                substitutes[path] = Substitute("constant", numbers)
+        return DeadBranches(substitutes, values)
 
 
 def emptied_layers(graph: UnitGraph, living: Tensor) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparsebayes.errors import RunError
 from sparsebayes.groups.grouping import Grouping, Labels, Quota
-from sparsebayes.prune.compaction import Kept
+from sparsebayes.prune.cutting import Kept, is_gone
 
 __all__ = ["Lineage", "carry_grouping"]
 
@@ -135,6 +135,8 @@ def carry_grouping(grouping: Grouping, kept: Kept, on: Tensor | None = None) -> 
 
 def _cut(labels: Labels, kept: Kept) -> tuple[Tensor, tuple[int, ...]]:
     """Index and parameter shape of one label map after the cut."""
+    if is_gone(labels.parameter, kept):
+        return labels.index, (0,)
     index, shape = labels.index, list(labels.shape)
     for dim, positions in kept.get(labels.parameter, {}).items():
         shape[dim] = len(positions)

@@ -34,7 +34,7 @@ from sparsebayes.prune.architecture import (
 )
 from sparsebayes.prune.branches import DeadBranches, dead_branches, emptied_layers, with_one_unit_each
 from sparsebayes.prune.constants import fold_constants_
-from sparsebayes.prune.cutting import Kept, cut
+from sparsebayes.prune.cutting import Kept, cut, is_gone
 from sparsebayes.prune.gather import GatheredLinear, ungather_
 from sparsebayes.prune.liveness import check_graph, kept_indices, living_units
 from sparsebayes.prune.masking import apply_masks_, check_masks
@@ -143,7 +143,8 @@ def compact(
         _narrow_(kept, columns)
     else:
         error = check_parity(masked, small, inputs)
-    cut_masks = {name: cut(mask, kept.get(name, {})) for name, mask in masks.items()}
+    left = {name: mask for name, mask in masks.items() if not is_gone(name, kept)}
+    cut_masks = {name: cut(mask, kept.get(name, {})) for name, mask in left.items()}
     architecture = architecture_of(small)
     return Compaction(
         model=small,
@@ -244,12 +245,10 @@ def _shrink_(
     before = named_tensors(small)
     constants: dict[str, Tensor] = {}
     if plan is not None:
+        plan = plan.narrowed(kept)
         paths = tuple(f"{path}." for path in plan.substitutes)
         nothing = torch.zeros(0, dtype=torch.int64)
-        gone = {
-            name: {0: nothing} for name, tensor in before.items() if name.startswith(paths) and tensor.ndim
-        }
-        kept.update(gone)
+        kept.update({name: {0: nothing} for name in before if name.startswith(paths)})
         constants = {f"{path}.value": value for path, value in plan.values.items()}
     gathers = gathered_(kept, small, masks, called, one_each=one_each)
     reshape_(small, remaining(small, kept, gathers, counts_left(graph, living), plan))

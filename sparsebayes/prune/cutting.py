@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsebayes.errors import ModelError
 
-__all__ = ["Kept", "carry_tensors", "cut"]
+__all__ = ["Kept", "carry_tensors", "cut", "is_gone"]
 
 # For each parameter and buffer that shrinks: dimension to the int64 positions that stay. No position: it is gone.
 Kept = dict[str, dict[int, Tensor]]
@@ -30,6 +30,11 @@ def cut(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     return result
 
 
+def is_gone(name: str, kept: Kept) -> bool:
+    """Whether a parameter or buffer went as a whole, with the branch that it was in."""
+    return any(index.numel() == 0 for index in kept.get(name, {}).values())
+
+
 def carry_tensors(tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
     """Cut tensors that follow the parameters of a network: an average of its weights, say.
 
@@ -47,7 +52,7 @@ def carry_tensors(tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor
     result = {}
     for name, tensor in tensors.items():
         dims = kept.get(name, {})
-        if any(index.numel() == 0 for index in dims.values()):
+        if is_gone(name, kept):
             continue
         short = [
             dim for dim, index in dims.items() if dim >= tensor.ndim or int(index[-1]) >= tensor.shape[dim]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError
+from sparsebayes.groups.rules import make_grouping
 from sparsebayes.groups.tracing import trace_units
 from sparsebayes.groups.unit_rules import unit_grouping
 from sparsebayes.layers import Constant, Passage
@@ -141,6 +142,7 @@ def test_averages_of_the_weights_follow() -> None:
     on = torch.arange(graph.num_units) % 3 > 0
     on[graph.layer_index == graph.layers.index("1.conv1")] = False
     done = compact(net, unit_grouping(net, graph).masks(on), IMAGES, units=graph)
+    assert done.model.get_parameter("1.bn3.value").numel() == done.summary.units["0"][0] < 6
     carried = carry_tensors(average, done.kept)
     state = done.model.state_dict()
     assert {name: value.shape for name, value in carried.items()} == {
@@ -188,3 +190,16 @@ def test_a_layer_that_everything_passes_through_cannot_be_emptied() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).double().eval()
     with pytest.raises(ModelError, match="the layer '0' would be emptied, and with it every path"):
         without(net, "0")
+
+
+def test_a_branch_that_its_switch_turns_off_goes_without_a_trace() -> None:
+    net = network()
+    grouping = make_grouping(net, "branches", example=IMAGES)
+    assert grouping.layers == ("1.bn3", "2.bn3")
+    done = compact(net, grouping.masks(torch.tensor([False, True])), IMAGES)
+    masked = copy.deepcopy(net)
+    for name, mask in grouping.masks(torch.tensor([False, True])).items():
+        masked.get_parameter(name).data *= mask
+    torch.testing.assert_close(done.model(IMAGES), masked(IMAGES), atol=1e-12, rtol=1e-12)
+    assert not done.model.get_parameter("1.bn3.value").any()
+    assert [name for name, _ in done.model.named_parameters() if name.startswith("1.")] == ["1.bn3.value"]
