@@ -132,7 +132,7 @@ def test_mistakes_in_run_are_sentences_and_run_nothing(calls, arguments, sentenc
 def test_the_devices_of_the_option_are_those_of_the_recipe():
     [option] = [parameter for parameter in main.commands["run"].params if parameter.name == "device"]
     assert isinstance(option.type, click.Choice)
-    assert list(option.type.choices) == json_schema()["properties"]["device"]["enum"]
+    assert list(option.type.choices) == json_schema()["$defs"]["Recipe"]["properties"]["device"]["enum"]
 
 
 @pytest.mark.parametrize("arguments", [["--device", "cuda"], ["device=cuda"]])

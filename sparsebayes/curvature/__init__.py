@@ -1,10 +1,37 @@
-"""How curved the loss is: Gauss-Newton curvature of the groups' switches and of single weights."""
+"""How curved the loss is: Gauss-Newton curvature of groups' switches, of single weights, and of a supernet's switches.
+
+| what                                   | function               | what it costs beside one training pass           |
+| -------------------------------------- | ---------------------- | ------------------------------------------------ |
+| gates of filters, channels, units, ... | `gate_curvature`       | about half: no weight gradients                  |
+| the same, as factors of a matrix       | `gate_rows`            | the same                                         |
+| switches that are parameters           | `switch_curvature`     | less than half, with the full matrix             |
+| single weights                         | `entry_curvature`      | about as much; a fraction with `importance=0.1`  |
+| the matrix of every group's entries    | `block_curvature`      | more: for small groups                           |
+| anything, images coupled by batch norm | `probe_curvature`      | as much; noisier                                 |
+| the literature's layer recursion       | `recursion_curvature`  | as much; biased, for comparison                  |
+
+`exact.py` holds the oracle that all of them are tested against.
+"""
 
 from __future__ import annotations
 
-from sparsebayes.curvature.entries import entry_curvature
+from sparsebayes.curvature.blocks import block_curvature
+from sparsebayes.curvature.entries import EntryCurvature, entry_curvature
 from sparsebayes.curvature.gates import gate_curvature, gate_rows
+from sparsebayes.curvature.probe import probe_curvature
+from sparsebayes.curvature.recursion import recursion_curvature
 from sparsebayes.curvature.result import Curvature
 from sparsebayes.curvature.switches import switch_curvature, switch_rows
 
-__all__ = ["Curvature", "entry_curvature", "gate_curvature", "gate_rows", "switch_curvature", "switch_rows"]
+__all__ = [
+    "Curvature",
+    "EntryCurvature",
+    "block_curvature",
+    "entry_curvature",
+    "gate_curvature",
+    "gate_rows",
+    "probe_curvature",
+    "recursion_curvature",
+    "switch_curvature",
+    "switch_rows",
+]

@@ -1,7 +1,7 @@
 """Records where a forward pass uses the parameters of interest: the one mechanism behind all fast paths.
 
 A torch function mode sees the torch functions that a forward pass calls, with their arguments. Where
-`linear`, `conv*d` or `batch_norm` gets a parameter of interest, the call is recorded with its input, its
+`linear`, `conv*d`, `batch_norm` or `layer_norm` gets a parameter of interest, the call is recorded with its input, its
 output and the places in the autograd graph where their gradients will arrive; where an activation is multiplied
 by a switch, so is the product. So a module called twice yields
 two records, a parameter used without a module one like any other, and nothing depends on module types.
@@ -24,7 +24,9 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from sparsebayes.curvature.layers import Call, ConvCall, LinearCall, NormCall
+from sparsebayes.curvature.adjoint import convolve, gains
+from sparsebayes.curvature.kernels import Geometry
+from sparsebayes.curvature.layers import Call, ConvCall, LayerNormCall, LinearCall, NormCall
 from sparsebayes.curvature.scaling import Scaling, is_made_of, scale
 from sparsebayes.errors import ModelError
 
@@ -74,6 +76,8 @@ class Capture(TorchFunctionMode):
         keywords = kwargs or {}
         if func is functional.batch_norm:
             return self._batch_norm(*args, **keywords)
+        if func is functional.layer_norm:
+            return self._layer_norm(*args, **keywords)
         # Without gradients the call is a constant to autograd; inside a custom autograd function, whose own
         # backward decides what the parameter's gradient is, gradients are off as well.
         if is_grad_enabled():
@@ -81,7 +85,7 @@ class Capture(TorchFunctionMode):
                 return self._linear(*args, **keywords)
             if func in _CONVOLUTIONS:
                 return self._conv(func, *args, **keywords)
-            if self._switches and func in _PRODUCTS and len(args) == 2 and not keywords:
+            if self._switches and func in _PRODUCTS and len(args) == 2 and not keywords and not _recomputed():
                 return self._product(func, *args)
         return func(*args, **keywords)
 
@@ -138,13 +142,17 @@ class Capture(TorchFunctionMode):
             return run(input)
         kernel = weight.shape[2:]
         dilations = _per_dim(dilation, len(kernel))
-        geometry = {
-            "stride": _per_dim(stride, len(kernel)),
-            "padding": _paddings(padding, kernel, dilations),
-            "dilation": dilations,
-            "groups": groups,
-        }
-        return self._record(ConvCall, run, input, weight, bias, geometry)
+        geometry = Geometry(
+            tuple(weight.shape),
+            _per_dim(stride, len(kernel)),
+            _paddings(padding, kernel, dilations),
+            dilations,
+            groups,
+        )
+        frozen = not weight.requires_grad and not (bias is not None and bias.requires_grad)
+        if frozen and gains(input, geometry) and not _recomputed():
+            return convolve(input, weight, bias, geometry)
+        return self._record(ConvCall, run, input, weight, bias, {"geometry": geometry})
 
     def _batch_norm(
         self,
@@ -172,6 +180,22 @@ class Capture(TorchFunctionMode):
             return run(input)
         statistics = {"mean": running_mean, "inverse_std": (running_var + eps).rsqrt()}
         return self._record(NormCall, run, input, weight, bias, statistics)
+
+    def _layer_norm(
+        self,
+        input: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            return functional.layer_norm(x, normalized_shape, weight, bias, eps)
+
+        # Over all dims, the first one included, it would mix the images.
+        if weight is None or input.ndim <= len(normalized_shape) or not is_grad_enabled():
+            return run(input)
+        return self._record(LayerNormCall, run, input, weight, bias, {"eps": eps})
 
     def _product(self, func: Callable[..., Tensor], first: Any, second: Any) -> Tensor:
         for factor, other in ((first, second), (second, first)):
@@ -227,6 +251,11 @@ class Capture(TorchFunctionMode):
 
 _CONVOLUTIONS = frozenset({conv1d, conv2d, conv3d})
 _PRODUCTS = frozenset({torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__})
+
+
+def _recomputed() -> bool:
+    """Whether what runs now may be run again in the backward pass, unseen, and must then save the same tensors."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _spreads(shape: torch.Size, target: torch.Size) -> bool:

@@ -6,25 +6,78 @@ with starting vectors v_nk from `factors.py`. This is the curvature that the pap
 (BayesNAS, Zhou et al., ICML 2019), for weights, biases and any other parameters. For a likelihood's own
 factor the GGN diagonal is the diagonal of the Fisher matrix.
 
-    >>> entry_curvature(model, ["conv1.weight"], loader, num_data=60000)["conv1.weight"].shape
+    >>> found = entry_curvature(model, ["conv1.weight"], loader, num_data=60000, num_images="auto")
+    >>> found["conv1.weight"].shape
     torch.Size([20, 1, 5, 5])
+    >>> found
+    EntryCurvature(500 entries of 1 parameters, relative error 0.048, from 1536 of 60000 images)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from sparsebayes.curvature.factors import Factor, Starts
-from sparsebayes.curvature.sweep import Batches, Sweep, check_num_data
-from sparsebayes.errors import NumericsError
+from sparsebayes.curvature.halves import Halves
+from sparsebayes.curvature.images import Batches, check_num_data
+from sparsebayes.curvature.sweep import Sweep
+from sparsebayes.curvature.workers import add_up_, number_of_workers, worker_seed
+from sparsebayes.errors import NumericsError, RecipeError
 
-__all__ = ["entry_curvature"]
+__all__ = ["EntryCurvature", "entry_curvature", "finish"]
+
+# Between two looks at the error lies this share of the images so far: each look waits for an accelerator.
+_PATIENCE = 0.25
 
 
-def entry_curvature(
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class EntryCurvature(Mapping[str, Tensor]):
+    """The GGN diagonal of parameters, by name.
+
+    Attributes:
+        diagonal: for each parameter its diagonal, of its shape, in nats of the whole data set.
+        errors: for each parameter the relative standard error of its diagonal: the norm of the errors over
+            the norm of the values, found by comparing two halves of the images at some thousand entries.
+            Infinite when only one image was used.
+        relative_error: the same for all parameters together.
+        num_images: how many images were looked at.
+        num_data: how many images the data set holds.
+    """
+
+    diagonal: dict[str, Tensor]
+    errors: dict[str, float]
+    relative_error: float
+    num_images: int
+    num_data: int
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The diagonal of one parameter."""
+        return self.diagonal[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the parameters."""
+        return iter(self.diagonal)
+
+    def __len__(self) -> int:
+        """The number of parameters."""
+        return len(self.diagonal)
+
+    def __repr__(self) -> str:
+        count = sum(values.numel() for values in self.diagonal.values())
+        return (
+            f"EntryCurvature({count} entries of {len(self.diagonal)} parameters, relative error "
+            f"{self.relative_error:.2g}, from {self.num_images} of {self.num_data} images)"
+        )
+
+
+def entry_curvature(  # noqa: PLR0913
     model: nn.Module,
     parameters: Sequence[str],
     batches: Batches,
@@ -34,9 +87,12 @@ def entry_curvature(
     estimator: str = "monte_carlo",
     factor: str | Factor = "stick",
     draws: int = 1,
-    num_images: int | None = None,
+    num_images: int | Literal["auto"] | None = None,
+    tolerance: float = 0.05,
+    importance: float = 1.0,
     seed: int = 0,
-) -> dict[str, Tensor]:
+    tune: bool = False,
+) -> EntryCurvature:
     """Compute the GGN diagonal of parameters, in evaluation mode.
 
     Args:
@@ -49,35 +105,86 @@ def entry_curvature(
         estimator: "monte_carlo" or "exact".
         factor: "stick", "rademacher", "sampled_label", or own starting vectors.
         draws: random starting vectors per image.
-        num_images: use only the first so many images; None: all.
-        seed: of the random factors.
+        num_images: use only the first so many images; "auto": until the relative error is below `tolerance`;
+            None: all.
+        tolerance: relative error at which "auto" stops; it warns if the images end before.
+        importance: share of the images that get a backward pass, see `gate_curvature`; 1: all.
+        seed: of the random factors and choices.
+        tune: time the ways to square a convolution's gradients, once for each layer shape in this process,
+            instead of choosing by rule. Faster where the rule is wrong, but another process may choose another way,
+            whose sums are rounded differently.
 
     Returns:
-        For each parameter its diagonal, of its shape, dtype and device, in nats of the whole data set.
+        For each parameter its diagonal, of its shape and dtype (at least float32) and on its device, in nats of
+        the whole data set, with its standard error.
 
     Raises:
-        RecipeError: an unknown likelihood, estimator or factor, or `draws`, `num_data` or `num_images` below
-            1.
+        RecipeError: an unknown likelihood, estimator or factor, `draws`, `num_data` or `num_images` below 1, or
+            `tolerance` or `importance` not above 0 and at most 1.
         DataError: no images, or targets that do not fit.
         GroupingError: the model has no parameter of a name.
         ModelError: outputs are not logits of shape `[B, C]`, or images influence each other.
         NumericsError: outputs or curvatures are not finite.
     """
     check_num_data(num_data)
-    used = 0
+    if not 0 < tolerance <= 1:
+        raise RecipeError(f"expected a relative error above 0 and at most 1, got tolerance={tolerance:g}")
+    names = list(dict.fromkeys(parameters))
+    auto = num_images == "auto"
+    if isinstance(num_images, str) and not auto:
+        raise RecipeError(f"expected a number of images, 'auto' or None, got num_images={num_images!r}")
+    limit = num_images if isinstance(num_images, int) else None
+    starts = Starts(likelihood, estimator, factor, draws, worker_seed(seed))
     total: dict[str, Tensor] = {}
-    with Sweep(model, parameters, starts=Starts(likelihood, estimator, factor, draws, seed)) as sweep:
-        for block in sweep.blocks(batches, num_images):
-            for name in dict.fromkeys(parameters):
-                q, _ = block.squares(name, fourth=False)
-                total[name] = total[name].add_(q) if name in total else q.double()
-            used += block.num_images
-    values = dict(model.named_parameters())
-    result = {name: (sums * (num_data / used)).to(values[name].dtype) for name, sums in total.items()}
+    next_look = 1.0
+    # Every worker decides for itself, without waiting for others: with W of them it needs 1/W of the precision.
+    enough = tolerance * number_of_workers() ** 0.5
+    with Sweep(model, names, starts=starts, importance=importance) as sweep:
+        halves = Halves(names, sweep.device)
+        for number, block in enumerate(sweep.blocks(batches, limit)):
+            for half, images in block.halves(number):
+                halves.count(half, images)
+                for name in names:
+                    q, _ = block.squares(name, images, fourth=False, tune=tune)
+                    halves.add(name, half, q)
+                    total[name] = total[name].add_(q) if name in total else q
+            if auto and sweep.num_images >= next_look:
+                if halves.error() <= enough:
+                    break
+                next_look = sweep.num_images * (1 + _PATIENCE)
+    return finish(total, halves, sweep, num_data, tolerance if auto else None)
+
+
+def finish(
+    total: dict[str, Tensor], halves: Halves, sweep: Sweep, num_data: int, tolerance: float | None
+) -> EntryCurvature:
+    """Sum over the workers, scale, and refuse what is not finite.
+
+    Args:
+        total: sums over this worker's images, by parameter.
+        halves: the same over two halves.
+        sweep: which went over the images.
+        num_data: images in the whole data set.
+        tolerance: relative error above which to warn; None: never.
+
+    Raises:
+        NumericsError: a curvature is not finite.
+    """
+    count = torch.tensor(float(sweep.num_images), dtype=torch.float64, device=sweep.device)
+    add_up_(*total.values(), *halves.tensors(), count)
+    used = int(count)
+    result = {name: sums * (num_data / used) for name, sums in total.items()}
     for name, curvature in result.items():
         if not bool(torch.isfinite(curvature).all()):
             raise NumericsError(
                 f"expected finite curvatures, got nan or inf in {name!r}; gradients overflow: check the "
                 "weights, or use float64"
             )
-    return result
+    error = halves.error()
+    if tolerance is not None and error > tolerance:
+        warnings.warn(
+            f"the images ended before the curvature was known to a relative error of {tolerance:g}: it is {error:.2g} "
+            f"after {used} images; give more images or draws, or be content with it",
+            stacklevel=3,
+        )
+    return EntryCurvature(result, {name: halves.error(name) for name in total}, error, used, num_data)

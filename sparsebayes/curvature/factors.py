@@ -51,6 +51,7 @@ __all__ = [
     "rademacher",
     "sampled_label",
     "stick",
+    "stick_columns",
 ]
 
 Factor = Callable[[Tensor, Generator], Tensor]
@@ -83,6 +84,27 @@ def class_columns(logits: Tensor, likelihood: str = "cross_entropy") -> Tensor:
     if likelihood == "cross_entropy":
         return rademacher(logits, unit.expand(-1, len(logits), -1))
     return (_diagonal_root(logits, likelihood) * unit).to(logits.dtype)
+
+
+def stick_columns(logits: Tensor, likelihood: str = "cross_entropy") -> Tensor:
+    """Exact square root with as few columns as Lam has rank: those of the stick-breaking factor.
+
+    Args:
+        logits: of shape `[B, C]`.
+        likelihood: one of `LIKELIHOODS`.
+
+    Returns:
+        v of shape `[K, B, C]`, in the logits' dtype: sum_k v_k v_k^T = Lam for each image. K = C - 1 for the
+        cross-entropy, whose last column is 0 because Lam 1 = 0; else C.
+
+    Raises:
+        RecipeError: the likelihood is unknown.
+    """
+    num_classes = logits.shape[1]
+    unit = torch.eye(num_classes, dtype=torch.float64, device=logits.device).unsqueeze(1)  # [C, 1, C]
+    if likelihood == "cross_entropy":
+        unit = unit[: max(num_classes - 1, 1)]
+    return stick(logits, unit.expand(-1, len(logits), -1), likelihood)
 
 
 def stick(logits: Tensor, signs: Tensor, likelihood: str = "cross_entropy") -> Tensor:
@@ -174,7 +196,7 @@ class Starts:
 
     Args:
         likelihood: one of `LIKELIHOODS`.
-        estimator: "exact" (one pass per class; `factor` and `draws` are unused) or "monte_carlo".
+        estimator: "exact" (one pass per column of Lam's root; `factor` and `draws` are unused) or "monte_carlo".
         factor: one of `FACTORS`, or own vectors (then `draws` is unused).
         draws: random passes per image.
         seed: of the own generator. It lives on the CPU, so that a seed means the same numbers on every
@@ -199,11 +221,14 @@ class Starts:
         self._exact = estimator == "exact"
         self._factor = factor
         self._draws = draws
+        self.seed = seed
         self._generator = Generator().manual_seed(seed)
 
     def num_passes(self, num_classes: int) -> int:
         """Backward passes per image, K; a guess for own vectors."""
-        return num_classes if self._exact else self._draws
+        if not self._exact:
+            return self._draws
+        return max(num_classes - 1, 1) if self.likelihood == "cross_entropy" else num_classes
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Draw the vectors of a block of images.
@@ -212,14 +237,16 @@ class Starts:
             logits: of shape `[B, C]`, any device.
 
         Returns:
-            v of shape `[K, B, C]`, in the logits' dtype: the sum of the K squares of v . a has a^T Lam a as
-            its mean.
+            v of shape `[K, B, C]`, in the logits' dtype, at least float32: the sum of the K squares of v . a
+            has a^T Lam a as its mean.
 
         Raises:
             ModelError: own vectors are of another shape.
         """
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
         if self._exact:
-            return class_columns(logits, self.likelihood)
+            return _flushed(stick_columns(logits, self.likelihood))
         if not isinstance(self._factor, str):
             v = self._factor(logits, self._generator)
             if v.ndim != 3 or v.shape[1:] != logits.shape:
@@ -232,10 +259,20 @@ class Starts:
         uniform = torch.rand(shape, generator=self._generator, dtype=torch.float64)
         uniform = uniform.to(logits.device).transpose(0, 1)  # [K, B, C]
         if self._factor == "sampled_label":
-            return sampled_label(logits, uniform, self.likelihood) / math.sqrt(self._draws)
+            return _flushed(sampled_label(logits, uniform, self.likelihood) / math.sqrt(self._draws))
         signs = torch.where(uniform < 0.5, -1.0, 1.0).double()
         sign_factor = stick if self._factor == "stick" else rademacher
-        return sign_factor(logits, signs, self.likelihood) / math.sqrt(self._draws)
+        return _flushed(sign_factor(logits, signs, self.likelihood) / math.sqrt(self._draws))
+
+
+def _flushed(v: Tensor) -> Tensor:
+    """Set vectors to 0 that are so short that their gradients would leave the normal numbers.
+
+    A very confident image starts its backward passes with 1e-20 or less. On a CPU every product of what comes of
+    that takes a hundred times as long as others, and its squares are 1e-24 nats or less in float32.
+    """
+    shortest = torch.finfo(v.dtype).tiny ** (1 / 3)  # 2e-13 for float32, 3e-103 for float64
+    return torch.where(v.abs().amax(-1, keepdim=True) > shortest, v, 0.0)
 
 
 def _diagonal_root(logits: Tensor, likelihood: str) -> Tensor:

@@ -17,9 +17,7 @@ positions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import final
 
 import torch
@@ -27,12 +25,15 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional
 
-from sparsebayes.curvature.squares import slices, squared_passes, sum_squared_products, sum_squares
+from sparsebayes.curvature.kernels import Geometry, gradients, sum_squared_gradients
+from sparsebayes.curvature.squares import squared_passes, sum_squares
 
-__all__ = ["Call", "ConvCall", "LinearCall", "NormCall", "SliceCall", "patches"]
+__all__ = ["Call", "ConvCall", "LayerNormCall", "LinearCall", "NormCall", "SliceCall"]
 
-# Entries of a convolution's weight from which on squaring tile by tile pays.
-_LARGE_WEIGHT = 1 << 17
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision holds activations well enough, but neither their products nor sums of many."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 @dataclass(eq=False)
@@ -50,6 +51,7 @@ class Call(ABC):
         versions: version counters of input and output when the layer returned.
         input_grad: of shape `[K, n, ...]`, once the backward passes are done; None if not asked for.
         output_grad: of shape `[K, n, ...]`, likewise.
+        scale: of shape `[K, n]`: what the gradients have yet to be multiplied by; None: nothing.
     """
 
     weight: str | None
@@ -62,6 +64,7 @@ class Call(ABC):
     versions: tuple[int, int]
     input_grad: Tensor | None = None
     output_grad: Tensor | None = None
+    scale: Tensor | None = None
 
     @property
     def input_intact(self) -> bool:
@@ -82,12 +85,16 @@ class Call(ABC):
             return self._weight_entries(images)
         return self._over_positions(self._grad(images))
 
-    def squares(self, name: str, *, fourth: bool) -> tuple[Tensor, Tensor | None]:
-        """Sum q = sum_k (dF_k/dw)^2, and q^2, over the images.
+    def squares(
+        self, name: str, images: slice, *, fourth: bool, tune: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sum q = sum_k (dF_k/dw)^2, and q^2, over images.
 
         Args:
             name: the weight's or the bias's name.
+            images: m of the n images.
             fourth: whether sum q^2 is wanted too.
+            tune: where there are several ways, time them.
 
         Returns:
             sum_n q and sum_n q^2 (or None), of the parameter's shape.
@@ -96,11 +103,7 @@ class Call(ABC):
         value = self.values["weight" if name == self.weight else "bias"]
         volume = len(self.output_grad) * value.numel()
         return sum_squares(
-            lambda images: self.entries(name, images),
-            len(self.input),
-            volume,
-            self.input.device,
-            fourth=fourth,
+            lambda part: self.entries(name, part), images, volume, self.input.device, fourth=fourth
         )
 
     @abstractmethod
@@ -112,7 +115,17 @@ class Call(ABC):
 
     def _grad(self, images: slice) -> Tensor:
         assert self.output_grad is not None, "backward passes come before the algebra"
-        return self.output_grad[:, images]
+        return self._scaled(self.output_grad[:, images], images)
+
+    def _scaled(self, gradient: Tensor, images: slice) -> Tensor:
+        gradient = at_least_float32(gradient)
+        if self.scale is None:
+            return gradient
+        ones = [1] * (gradient.ndim - 2)
+        return gradient * self.scale[:, images].reshape(len(gradient), -1, *ones)
+
+    def _read(self, images: slice) -> Tensor:
+        return at_least_float32(self.input.detach()[images])
 
 
 @dataclass(eq=False)
@@ -140,8 +153,8 @@ class SliceCall(Call):
             self.unbiased = self._without_bias()
         bias = self.values.get("bias")
         if self.unbiased is not None:
-            return self._over_positions(g * self.unbiased[images])
-        total = self._over_positions(g * self.output.detach()[images])
+            return self._over_positions(g * at_least_float32(self.unbiased[images]))
+        total = self._over_positions(g * at_least_float32(self.output.detach()[images]))
         # Two sums of products rather than a product with y - b: a temporary less.
         return total if bias is None else total - self._over_positions(g) * bias.detach()
 
@@ -155,7 +168,7 @@ class SliceCall(Call):
             Of shape `[K, m, I]`.
         """
         assert self.input_grad is not None, "the call was not asked for its input gradient"
-        return self._over_positions(self.input_grad[:, images] * self.input.detach()[images])
+        return self._over_positions(self._scaled(self.input_grad[:, images], images) * self._read(images))
 
     @abstractmethod
     def _without_bias(self) -> Tensor:
@@ -167,18 +180,20 @@ class SliceCall(Call):
 class LinearCall(SliceCall):
     """`y = x @ w.T + b` with x of shape `[n, ..., I]`, w of shape `[O, I]`."""
 
-    def squares(self, name: str, *, fourth: bool) -> tuple[Tensor, Tensor | None]:
+    def squares(
+        self, name: str, images: slice, *, fourth: bool, tune: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """See `Call.squares`."""
         if name != self.weight or self.input.ndim > 2:
-            return super().squares(name, fourth=fourth)
+            return super().squares(name, images, fourth=fourth)
         # One position: the square of an outer product is the outer product of the squares, and the sum over
         # images one matrix product. No per-image gradient is formed.
-        g = squared_passes(self._grad(slice(None)))  # [n, O]
-        x = self.input.detach().square()  # [n, I]
+        g = squared_passes(self._grad(images))  # [m, O]
+        x = self._read(images).square()  # [m, I]
         return g.T @ x, g.square().T @ x.square() if fourth else None
 
     def _weight_entries(self, images: slice) -> Tensor:
-        g, x = self._grad(images), self.input.detach()[images]
+        g, x = self._grad(images), self._read(images)
         if x.ndim == 2:
             return g.unsqueeze(-1) * x.unsqueeze(-2)
         g, x = g.flatten(2, -2), x.flatten(1, -2)  # [K, m, S, O], [m, S, I]
@@ -198,61 +213,40 @@ class ConvCall(SliceCall):
     """A convolution over x of shape `[n, C, *spatial]`, w of shape `[O, C / groups, *kernel]`.
 
     Attributes:
-        stride: per spatial dim.
-        padding: zeros put in front and behind, per spatial dim.
-        dilation: per spatial dim.
-        groups: how many parts the channels are split into.
+        geometry: its shape.
     """
 
-    stride: tuple[int, ...] = ()
-    padding: tuple[tuple[int, int], ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
+    geometry: Geometry = field(kw_only=True)
 
-    def squares(self, name: str, *, fourth: bool) -> tuple[Tensor, Tensor | None]:
+    def squares(
+        self, name: str, images: slice, *, fourth: bool, tune: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """See `Call.squares`."""
-        weight = self.values["weight"]
-        large = weight.numel() > _LARGE_WEIGHT and self.groups == 1 and self.input.device.type == "cpu"
-        if name != self.weight or not large:
-            return super().squares(name, fourth=fourth)
-        total: Tensor | None = None
-        total_fourth: Tensor | None = None
-        g = self._grad(slice(None)).flatten(3)  # [K, n, O, S]
-        for images in slices(len(self.input), weight[0].numel() * g.shape[3], g.device):
-            x = self._patches(images)
-            q, q_squared = sum_squared_products(g[:, images], x, fourth=fourth)
-            total = q if total is None else total.add_(q)
-            if q_squared is not None:
-                total_fourth = q_squared if total_fourth is None else total_fourth.add_(q_squared)
-        assert total is not None, "a block has at least one image"
-        return total.view_as(weight), None if total_fourth is None else total_fourth.view_as(weight)
+        if name != self.weight:
+            return super().squares(name, images, fourth=fourth)
+        return sum_squared_gradients(
+            self._grad(images), self._read(images), self.geometry, fourth=fourth, tune=tune
+        )
 
     def columns(self, images: slice) -> Tensor:
         """See `SliceCall.columns`."""
         per_channel = super().columns(images)  # [K, m, C]
         # A grouped weight's column i reads the i-th channel of every group.
-        return per_channel.reshape(*per_channel.shape[:2], self.groups, -1).sum(2)
+        return per_channel.reshape(*per_channel.shape[:2], self.geometry.groups, -1).sum(2)
 
     def _weight_entries(self, images: slice) -> Tensor:
-        x = self._patches(images)
-        x = x.reshape(len(x), self.groups, -1, x.shape[2])  # [m, groups, I * prod(kernel), S]
-        g = self._grad(images).flatten(3)
-        g = g.reshape(*g.shape[:2], self.groups, -1, g.shape[3])  # [K, m, groups, O / groups, S]
-        gradients: Tensor = g @ x.transpose(-1, -2)
-        return gradients.reshape(*g.shape[:2], *self.values["weight"].shape)
-
-    def _patches(self, images: slice) -> Tensor:
-        kernel = self.values["weight"].shape[2:]
-        return patches(self.input.detach()[images], kernel, self.stride, self.padding, self.dilation)
+        return gradients(self._grad(images), self._read(images), self.geometry)
 
     def _over_positions(self, values: Tensor) -> Tensor:
         return values.flatten(3).sum(-1)
 
     def _without_bias(self) -> Tensor:
         run = (torch.conv1d, torch.conv2d, torch.conv3d)[self.input.ndim - 3]
+        shape = self.geometry
         with torch.no_grad():
-            x = functional.pad(self.input, _pad_list(self.padding))
-            return run(x, self.values["weight"], None, self.stride, 0, self.dilation, self.groups)
+            # The last dim comes first.
+            x = functional.pad(self.input, [size for pair in reversed(shape.padding) for size in pair])
+            return run(x, self.values["weight"], None, shape.stride, 0, shape.dilation, shape.groups)
 
 
 @final
@@ -271,51 +265,29 @@ class NormCall(Call):
     def _weight_entries(self, images: slice) -> Tensor:
         assert self.mean is not None and self.inverse_std is not None, "recorded with its statistics"
         ones = [1] * (self.input.ndim - 2)
-        centred = self.input.detach()[images] - self.mean.view(-1, *ones)
+        centred = self._read(images) - self.mean.view(-1, *ones)
         return self._over_positions(self._grad(images) * centred) * self.inverse_std
 
     def _over_positions(self, values: Tensor) -> Tensor:
         return values if values.ndim == 3 else values.flatten(3).sum(-1)
 
 
-def patches(
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    dilation: Sequence[int],
-) -> Tensor:
-    """What a convolution's kernel sees at each position, for any number of spatial dims.
+@final
+@dataclass(eq=False)
+class LayerNormCall(Call):
+    """A layer norm: `y = w xhat + b` with x of shape `[n, ..., *shape of w]`.
 
-    Args:
-        x: of shape `[n, C, *spatial]`.
-        kernel: kernel size per spatial dim.
-        stride: per spatial dim.
-        padding: zeros put in front and behind, per spatial dim.
-        dilation: per spatial dim.
-
-    Returns:
-        Of shape `[n, C * prod(kernel), S]`: in the order of a weight's entries `[C, *kernel]`.
+    Attributes:
+        eps: added to the variance.
     """
-    if any(front or behind for front, behind in padding):
-        x = functional.pad(x, _pad_list(padding))
-    sizes = [
-        (size - d * (k - 1) - 1) // s + 1
-        for size, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
-    ]
-    steps = x.stride()
-    windows = x.as_strided(
-        (*x.shape[:2], *kernel, *sizes),
-        (
-            *steps[:2],
-            *(step * d for step, d in zip(steps[2:], dilation, strict=True)),
-            *(step * s for step, s in zip(steps[2:], stride, strict=True)),
-        ),
-        x.storage_offset(),
-    )
-    return windows.reshape(len(x), x.shape[1] * prod(kernel), prod(sizes))
 
+    eps: float = 1e-5
 
-def _pad_list(padding: Sequence[tuple[int, int]]) -> list[int]:
-    """Paddings in the order of `functional.pad`: the last dim first."""
-    return [size for pair in reversed(padding) for size in pair]
+    def _weight_entries(self, images: slice) -> Tensor:
+        shape = self.values["weight"].shape
+        normed = functional.layer_norm(self._read(images), shape, None, None, self.eps)
+        return self._over_positions(self._grad(images) * normed)
+
+    def _over_positions(self, values: Tensor) -> Tensor:
+        num_dims = self.values["weight"].ndim
+        return values if values.ndim == num_dims + 2 else values.flatten(2, -1 - num_dims).sum(2)

@@ -109,7 +109,7 @@ class Part:
         (member,) = self.members
         name = member.labels.parameter
         scale = block.value(name).double().square()
-        q, q_squared = block.squares(name, fourth=True)
+        q, q_squared = block.squares(name, block.whole, fourth=True)
         assert q_squared is not None, "the fourth powers were asked for"
         pair = torch.stack([q.double() * scale, q_squared.double() * scale.square()]).flatten(1)
         if not member.direct:
@@ -186,7 +186,7 @@ def _present(index: Tensor) -> Tensor | None:
 def _by_slices(block: Block, labels: Labels) -> bool:
     """Whether a label's groups are rows or columns of a weight whose calls are known."""
     varying = [d for d, size in enumerate(labels.index.shape) if size > 1]
-    return len(labels.shape) > 1 and varying in ([], [0], [1]) and block.tracked(labels.parameter)
+    return len(labels.shape) > 1 and varying in ([], [0], [1]) and block.sliceable(labels.parameter)
 
 
 def _derivatives(block: Block, labels: Labels, images: slice) -> Tensor:

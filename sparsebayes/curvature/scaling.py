@@ -70,8 +70,7 @@ class Scaling:
         if y.dtype in (torch.float16, torch.bfloat16):
             y, gradient = y.float(), gradient.float()
         if self.factor.numel() == 1:
-            # One product of a row and a column per image: no temporary of the size of y.
-            dots = torch.bmm(gradient.reshape(n, 1, -1), y.reshape(n, -1, 1))
+            dots = torch.linalg.vecdot(gradient.reshape(n, -1), y.reshape(n, -1))
             self.passes.append(dots.reshape(n, *self.factor.shape))
             return
         product = gradient * y
@@ -166,10 +165,10 @@ class _TimesOne(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor, factor_is_second: bool) -> Tensor:
         ctx.factor_is_second = factor_is_second
-        # Unused, but what a checkpointed network expects to be saved when it runs this again as a product.
-        ctx.save_for_backward(first, second)
         return first * second
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # The gradient of a mean is one number spread over a map: what is upstream takes slow paths for that.
+        gradient = gradient.contiguous()
         return (gradient, None, None) if ctx.factor_is_second else (None, gradient, None)

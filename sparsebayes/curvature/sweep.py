@@ -20,18 +20,26 @@ from torch import Tensor, nn
 from sparsebayes.curvature.block import Block
 from sparsebayes.curvature.capture import Capture
 from sparsebayes.curvature.factors import Starts
+from sparsebayes.curvature.images import (
+    Batches,
+    check_num_images,
+    check_targets,
+    first_images,
+    pools,
+    warn_of_augmentation,
+)
+from sparsebayes.curvature.importance import choose, curvature_traces, inclusion
 from sparsebayes.curvature.layers import Call
 from sparsebayes.curvature.scaling import Scaling
 from sparsebayes.errors import DataError, GroupingError, ModelError, NumericsError, RecipeError
 
-__all__ = ["Batches", "Sweep", "check_num_data"]
+__all__ = ["Sweep"]
 
 # Images times backward passes of one block. Large enough to keep matrix products busy, small enough that a
 # block of activations and their gradients needs no more memory than an ordinary training step.
 _BLOCK_ROWS = 256
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""Pairs of images `[B, ...]` and targets."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @final
@@ -44,10 +52,15 @@ class Sweep:
         by_column: those of them that `Block.columns` will be asked for.
         switches: those of them that multiply activations.
         starts: logits -> starting vectors; names the likelihood that the targets must fit.
+        importance: share of the images that get a backward pass, see `importance.py`; 1: all.
+
+    Attributes:
+        num_images: how many images were looked at so far, with or without a backward pass.
 
     Raises:
         GroupingError: the model has no parameter of a name.
-        ModelError: a parameter is not float32 or float64, or there is none of interest.
+        ModelError: a parameter is not of a floating-point type, or there is none of interest.
+        RecipeError: `importance` is not above 0 and at most 1.
     """
 
     def __init__(
@@ -58,7 +71,12 @@ class Sweep:
         by_column: Iterable[str] = (),
         switches: Iterable[str] = (),
         starts: Starts,
+        importance: float = 1.0,
     ) -> None:
+        if not 0 < importance <= 1:
+            raise RecipeError(
+                f"expected a share of the images above 0 and at most 1, got importance={importance:g}"
+            )
         known = dict(model.named_parameters())
         self._parameters: dict[str, nn.Parameter] = {}
         for name in dict.fromkeys(names):
@@ -66,10 +84,10 @@ class Sweep:
                 raise GroupingError(
                     f"expected a parameter of the model, got {name!r}; it has {sorted(known)}"
                 )
-            if known[name].dtype not in (torch.float32, torch.float64):
+            if known[name].dtype not in _FLOATS:
                 raise ModelError(
-                    f"curvature needs float32 or float64 parameters, got {known[name].dtype} in {name!r}; "
-                    "convert a copy of the model with .float()"
+                    f"curvature needs float16, bfloat16, float32 or float64 parameters, got {known[name].dtype} "
+                    f"in {name!r}; convert a copy of the model with .float()"
                 )
             self._parameters[name] = known[name]
         if not self._parameters:
@@ -79,6 +97,11 @@ class Sweep:
         self._switches = frozenset(switches)
         self._signature: list[tuple[torch.Size, torch.Size]] = []
         self._starts = starts
+        self._importance = importance
+        self._generator = torch.Generator().manual_seed(starts.seed ^ 0x5DEECE66D)  # of the choice of images
+        self.num_images = 0
+        self._mixed: set[str] | None = None  # unknown until the first images have been looked at
+        self._size = 1
         self._stack = ExitStack()
 
     @property
@@ -88,7 +111,7 @@ class Sweep:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The widest type of the parameters of interest."""
+        """The widest type of the parameters of interest, at least float32."""
         wide = any(parameter.dtype == torch.float64 for parameter in self._parameters.values())
         return torch.float64 if wide else torch.float32
 
@@ -134,45 +157,84 @@ class Sweep:
             NumericsError: outputs are not finite.
             RecipeError: `num_images` is below 1.
         """
-        if num_images is not None and num_images < 1:
-            raise RecipeError(
-                f"expected at least 1 image to compute the curvature from, got num_images={num_images}"
-            )
-        used, size = 0, 1
-        mixed: set[str] | None = None
-        for x, y in batches:
-            left = len(x) if num_images is None else min(len(x), num_images - used)
-            if left > 0 and mixed is None:
-                mixed, num_classes = self._probe(self._ready(x[:left]))
-                size = max(1, _BLOCK_ROWS // max(self._starts.num_passes(num_classes), 1))
-            for start in range(0, left, size):
-                chosen = slice(start, min(start + size, left))
-                yield self._block(x[chosen], y[chosen], used, mixed or set())
-                used += chosen.stop - chosen.start
-            if num_images is not None and used >= num_images:
-                break
-        if used == 0:
+        check_num_images(num_images)
+        warn_of_augmentation(batches)
+        if self._importance < 1:
+            yield from self._important_blocks(first_images(batches, num_images))
+        else:
+            for x, y in first_images(batches, num_images):
+                size = self._look(x)
+                for start in range(0, len(x), size):
+                    part_x = x[start : start + size]
+                    first = self.num_images
+                    self.num_images += len(part_x)
+                    yield self._block(part_x, y[start : start + size], first)
+        if self.num_images == 0:
             raise DataError("expected at least one image to compute the curvature from, got none")
 
-    def _ready(self, x: Tensor) -> Tensor:
+    def _important_blocks(self, batches: Batches) -> Iterator[Block]:
+        """Blocks of the images that are worth it, pool by pool."""
+        for x, y in pools(batches):
+            size = self._look(x)
+            first = self.num_images
+            self.num_images += len(x)
+            logits = []
+            with torch.no_grad():
+                for start in range(0, len(x), _BLOCK_ROWS):
+                    part = slice(start, start + _BLOCK_ROWS)
+                    found = self._model(self.ready(x[part]))
+                    self._check(found, y[part], first + start)
+                    logits.append(found.cpu())
+            traces = curvature_traces(torch.cat(logits), self._starts.likelihood)
+            chances = inclusion(traces, self._importance)
+            chosen = choose(chances, float(torch.rand((), generator=self._generator)))
+            for some in torch.split(chosen, size):
+                there = some.to(x.device)
+                yield self._block(x[there], y[some.to(y.device)], first, chances[some])
+
+    def _look(self, x: Tensor) -> int:
+        """Look at the network when the first images come; how many images make a block."""
+        if self._mixed is None:
+            self._mixed, num_classes = self._probe(self.ready(x))
+            self._size = max(1, _BLOCK_ROWS // max(self._starts.num_passes(num_classes), 1))
+        return self._size
+
+    def ready(self, x: Tensor) -> Tensor:
+        """Images on the parameters' device, such that autograd takes them."""
         x = x.to(self.device)
         return x.clone() if x.is_inference() else x  # autograd refuses what was made in inference mode
 
-    def _block(self, x: Tensor, y: Tensor, used: int, mixed: set[str]) -> Block:
-        x = self._ready(x)
+    def _block(self, x: Tensor, y: Tensor, first: int, chances: Tensor | None = None) -> Block:
+        """Differentiate images, the first of which has the number `first`, each kept with its chance."""
+        x = self.ready(x)
         capture, logits = self._forward(x)
-        _check_targets(logits, y, self._starts.likelihood)
+        self._check(logits, y, first)
+        untracked = (
+            capture.untracked(logits, len(x)) | (self._mixed or set()) | self._misread(capture, len(x))
+        )
+        v = self._starts(logits.detach())
+        if chances is not None:
+            v = v * chances.to(v.device).rsqrt().to(v.dtype).unsqueeze(1)
+        scale = None
+        if logits.dtype == torch.float16:
+            # Its numbers end at 6e-8: a sure image's gradients would vanish. All start at 1, and are scaled back.
+            scale = v.abs().amax(-1)  # [K, n]
+            v = v / scale.where(scale > 0, 1.0).unsqueeze(-1)
+        v = v.to(logits.dtype)
+        calls = [call for call in capture.calls if {call.weight, call.bias} - untracked - {None}]
+        _backward(logits, v, calls, [] if self._switches <= untracked else capture.scalings)
+        for call in calls:
+            call.scale = scale
+        return Block(self._model, x, v, capture, untracked, scale)
+
+    def _check(self, logits: Tensor, y: Tensor, first: int) -> None:
+        check_targets(logits, y, self._starts.likelihood)
         if not bool(torch.isfinite(logits).all()):
             bad = int((~torch.isfinite(logits)).any(1).nonzero()[0])
             raise NumericsError(
-                f"expected finite network outputs, got nan or inf for image {used + bad}; check the "
+                f"expected finite network outputs, got nan or inf for image {first + bad}; check the "
                 "weights and the inputs"
             )
-        untracked = capture.untracked(logits, len(x)) | mixed | self._misread(capture, len(x))
-        v = self._starts(logits.detach())
-        calls = [call for call in capture.calls if {call.weight, call.bias} - untracked - {None}]
-        _backward(logits, v, calls, [] if self._switches <= untracked else capture.scalings)
-        return Block(self._model, x, v, capture, untracked)
 
     def _misread(self, capture: Capture, num_images: int) -> set[str]:
         """The switches, if the products found are not the same for every number of images.
@@ -221,18 +283,6 @@ class Sweep:
         return mixed | self._misread(capture, 3) | self._misread(pair_capture, 2), together.shape[1]
 
 
-def check_num_data(num_data: int) -> None:
-    """Refuse a data set without images.
-
-    Raises:
-        RecipeError: `num_data` is below 1.
-    """
-    if num_data < 1:
-        raise RecipeError(
-            f"expected the number of images in the data set, at least 1, got num_data={num_data}"
-        )
-
-
 def _backward(logits: Tensor, v: Tensor, calls: list[Call], scalings: list[Scaling]) -> None:
     """Fill in the calls' gradients, of shape `[K, n, ...]`, and the scalings' derivatives."""
     edges = [call.output_edge for call in calls]
@@ -270,28 +320,3 @@ def _stack(gradients: list[Tensor | None]) -> Tensor | None:
 
 def _or_zeros(gradient: Tensor | None, like: Tensor, num_passes: int) -> Tensor:
     return like.new_zeros(1).expand(num_passes, *like.shape) if gradient is None else gradient
-
-
-def _check_targets(logits: Tensor, y: Tensor, likelihood: str) -> None:
-    """Refuse targets that the likelihood cannot have for these outputs."""
-    num_images, num_classes = logits.shape
-    if likelihood != "cross_entropy":
-        if y.shape != logits.shape:
-            raise DataError(
-                f"expected {likelihood} targets of the outputs' shape {list(logits.shape)}, got shape "
-                f"{list(y.shape)}"
-            )
-        if likelihood == "binary_cross_entropy" and not bool(((y >= 0) & (y <= 1)).all()):
-            raise DataError("expected binary_cross_entropy targets between 0 and 1, got others")
-        return
-    if y.shape != (num_images,) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise DataError(
-            f"expected class numbers of shape [{num_images}] as cross_entropy targets, got {y.dtype} of "
-            f"shape {list(y.shape)}"
-        )
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= num_classes:
-        raise DataError(
-            f"expected class numbers in 0..{num_classes - 1}, as the network has {num_classes} outputs, got "
-            f"{low}..{high}"
-        )

@@ -34,8 +34,10 @@ from torch import Tensor, nn
 
 from sparsebayes.curvature.block import Block
 from sparsebayes.curvature.factors import Factor, Starts
+from sparsebayes.curvature.images import Batches, check_num_data
 from sparsebayes.curvature.result import Curvature, from_sums
-from sparsebayes.curvature.sweep import Batches, Sweep, check_num_data
+from sparsebayes.curvature.sweep import Sweep
+from sparsebayes.curvature.workers import add_up_, worker_seed
 from sparsebayes.errors import NumericsError
 
 __all__ = ["switch_curvature", "switch_rows"]
@@ -52,6 +54,7 @@ def switch_curvature(
     factor: str | Factor = "stick",
     draws: int = 1,
     num_images: int | None = None,
+    importance: float = 1.0,
     seed: int = 0,
     matrix: bool = True,
 ) -> Curvature:
@@ -69,7 +72,8 @@ def switch_curvature(
         factor: "stick", "rademacher", "sampled_label", or own starting vectors.
         draws: random starting vectors per image.
         num_images: use only the first so many images; None: all.
-        seed: of the random factors.
+        importance: share of the images that get a backward pass; 1: all.
+        seed: of the random factors and choices.
         matrix: whether the full matrix is wanted, or its diagonal alone.
 
     Returns:
@@ -86,10 +90,9 @@ def switch_curvature(
     """
     check_num_data(num_data)
     names = list(dict.fromkeys(switches))
-    used = 0
     first = second = product = None
-    starts = Starts(likelihood, estimator, factor, draws, seed)
-    with Sweep(model, names, switches=names, starts=starts) as sweep:
+    starts = Starts(likelihood, estimator, factor, draws, worker_seed(seed))
+    with Sweep(model, names, switches=names, starts=starts, importance=importance) as sweep:
         for block in sweep.blocks(batches, num_images):
             rows = _rows(block, names).double()  # [K, n, E]
             if first is None or second is None or product is None:
@@ -101,8 +104,10 @@ def switch_curvature(
             if matrix:
                 flat = rows.flatten(0, 1)
                 product.addmm_(flat.T, flat)
-            used += block.num_images
     assert first is not None and second is not None and product is not None, "a sweep has at least one image"
+    count = torch.tensor(float(sweep.num_images), dtype=torch.float64, device=sweep.device)
+    add_up_(first, second, product, count)
+    used = int(count)
     _check_finite(first, model, names)
     full = product * (num_data / used) if matrix else None
     return from_sums(first, second, used, num_data, sweep.dtype, matrix=full)
@@ -141,7 +146,7 @@ def switch_rows(
         SparseBayesError: as `switch_curvature`.
     """
     names = list(dict.fromkeys(switches))
-    starts = Starts(likelihood, estimator, factor, draws, seed)
+    starts = Starts(likelihood, estimator, factor, draws, worker_seed(seed))
     with Sweep(model, names, switches=names, starts=starts) as sweep:
         found = [_rows(block, names) for block in sweep.blocks(batches, num_images)]
     result = torch.cat(found, dim=1)

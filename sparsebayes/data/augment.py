@@ -37,7 +37,7 @@ def shift(images: Tensor, generator: Generator, *, reach: int = _MAX_SHIFT) -> T
     height, width = images.shape[2:]
     padded = functional.pad(images, (reach,) * 4)  # [B, C, H+2r, W+2r]
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 2r+1, 2r+1, H, W], a view
-    offsets = torch.randint(0, 2 * reach + 1, (2, len(images)), generator=generator).to(images.device)
+    offsets = _onto(torch.randint(0, 2 * reach + 1, (2, len(images)), generator=generator), images)
     return windows[torch.arange(len(images), device=images.device), :, offsets[0], offsets[1]]
 
 
@@ -61,7 +61,7 @@ def affine(images: Tensor, generator: Generator) -> Tensor:
         torch.stack([cosine, -sine * height / width, draws[2] * 2 * _MAX_SHIFT / width], dim=1),
         torch.stack([sine * width / height, cosine, draws[3] * 2 * _MAX_SHIFT / height], dim=1),
     ]
-    matrix = torch.stack(rows, dim=1).to(images)  # [B, 2, 3]
+    matrix = _onto(torch.stack(rows, dim=1), images).to(images.dtype)  # [B, 2, 3]
     grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)  # [B, H, W, 2]
     return functional.grid_sample(images, grid, align_corners=False)
 
@@ -79,7 +79,7 @@ def crop_flip(images: Tensor, generator: Generator) -> Tensor:
         A new tensor like `images`.
     """
     moved = shift(images, generator, reach=_CROP)
-    mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+    mirrored = _onto(torch.rand(len(images), generator=generator) < 0.5, images)
     return torch.where(mirrored[:, None, None, None], moved.flip(3), moved)
 
 
@@ -98,8 +98,8 @@ def cutout(images: Tensor, generator: Generator) -> Tensor:
     """
     height, width = images.shape[2:]
     centres = torch.rand(2, len(images), 1, generator=generator)
-    rows = _within((centres[0] * height).floor(), height).to(images.device)
-    columns = _within((centres[1] * width).floor(), width).to(images.device)
+    rows = _onto(_within((centres[0] * height).floor(), height), images)
+    columns = _onto(_within((centres[1] * width).floor(), width), images)
     hidden = rows[:, None, :, None] & columns[:, None, None, :]  # [B, 1, H, W]
     return torch.where(hidden, images.mean((2, 3), keepdim=True), images)
 
@@ -109,6 +109,13 @@ def _within(centre: Tensor, size: int) -> Tensor:
     start = centre - (round(size * _HOLE) // 2)
     pixels = torch.arange(size)
     return (pixels >= start) & (pixels < start + round(size * _HOLE))
+
+
+def _onto(draws: Tensor, images: Tensor) -> Tensor:
+    """The draws on the images' device; a GPU gets them from pinned memory, so that the program does not wait for it."""
+    if images.device.type != "cuda":
+        return draws.to(images.device)
+    return draws.pin_memory().to(images.device, non_blocking=True)
 
 
 def _crop_flip_cutout(images: Tensor, generator: Generator) -> Tensor:

@@ -43,17 +43,19 @@ class Shared(nn.Module):
 
 
 class Sequence(nn.Module):
-    """Linear layers over a sequence, without batch dims folded away."""
+    """Linear layers and layer norms over a sequence, without batch dims folded away."""
 
     def __init__(self) -> None:
         super().__init__()
         self.enter = nn.Linear(3, 4)
+        self.norm = nn.LayerNorm(4)
+        self.whole = nn.LayerNorm((5, 4))
         self.mix = nn.Conv1d(4, 4, 2, padding=1, padding_mode="circular")
         self.leave = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = functional.gelu(self.enter(x)).transpose(1, 2)
-        return self.leave(functional.silu(self.mix(h)).transpose(1, 2)).mean(1)
+        h = functional.gelu(self.norm(self.enter(x))).transpose(1, 2)
+        return self.leave(self.whole(functional.silu(self.mix(h)).transpose(1, 2))).mean(1)
 
 
 class Gathered(nn.Module):

@@ -147,7 +147,7 @@ SEQUENCE = (4, 3)
 # Name: network, shape of an image (int: that many tokens), parameters that the records must not claim.
 ODD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | int, str]] = {
     "attention": (_attention, SEQUENCE, "attention."),
-    "transformer": (_transformer, 5, "embed. layer.self_attn. layer.norm1. layer.norm2."),
+    "transformer": (_transformer, 5, "embed. layer.self_attn."),
     "recurrent": (_recurrent, SEQUENCE, "cells."),
     "sequence first": (_sequence_first, SEQUENCE, "enter."),
     "folded": (_folded, SEQUENCE, "enter."),
@@ -159,7 +159,7 @@ ODD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | int, str]] = {
     "weight read twice": (_weight_also_regularised, (3,), "enter.weight"),
     "odd bias": (_odd_bias, (3,), "0."),
     "one tensor for both": (_norm_with_one_tensor_for_both, (3,), "1."),
-    "layer norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 3)), (3,), "1."),
+    "group norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4), nn.Linear(4, 3)), (3,), "1."),
     "weight norm": (lambda: nn.Sequential(weight_norm(nn.Linear(3, 4)), nn.Linear(4, 3)), (3,), "0.param"),
     "transposed": (_transposed, (1, 4, 4), "0."),
 }

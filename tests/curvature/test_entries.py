@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +17,7 @@ def _names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters()]
 
 
-def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
+def _assert_equal(found: Mapping[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         largest = float(values.abs().max())
@@ -91,12 +94,29 @@ def test_no_parameter_is_refused(build) -> None:
         entry_curvature(model, [], [(x, torch.tensor([0, 1]))], num_data=2)
 
 
-def test_half_precision_is_refused(build) -> None:
+def test_integer_parameters_are_refused(build) -> None:
     model, x = build("mlp", 2)
-    with pytest.raises(
-        ModelError, match=r"needs float32 or float64 parameters, got torch.bfloat16 in '0.weight'"
-    ):
-        entry_curvature(model.bfloat16(), ["0.weight"], [(x, torch.tensor([0, 1]))], num_data=2)
+    model.table = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ModelError, match=r"float16, bfloat16, .* parameters, got torch.int8 in 'table'"):
+        entry_curvature(model, ["table"], [(x, torch.tensor([0, 1]))], num_data=2)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_half_precision_is_accumulated_in_float32(build, dtype: torch.dtype, precision: float) -> None:
+    model, x = build("residual", 64)
+    y = torch.arange(64) % 3
+    with torch.no_grad():
+        model.fc.weight.mul_(20.0)  # sure of many images: gradients that float16 could not hold
+    names = _names(model)
+    half = copy.deepcopy(model).to(dtype)
+    same = copy.deepcopy(half).double()  # the very same rounded weights
+    x = x.to(dtype)
+    found = entry_curvature(half, names, [(x, y)], num_data=64, estimator="exact")
+    expected = entry_curvature(same, names, [(x.double(), y)], num_data=64, estimator="exact")
+    for name in names:
+        assert found[name].dtype == torch.float32
+        error = float((found[name].double() - expected[name]).norm() / expected[name].norm())
+        assert error < precision, name
 
 
 def test_empty_data_set_is_refused(build) -> None:
@@ -113,3 +133,90 @@ def test_overflowing_gradients_are_refused_by_name() -> None:
     batches = [(torch.ones(2, 2), torch.zeros(2, 2))]
     with pytest.raises(NumericsError, match=r"nan or inf in '0.weight'; gradients overflow"):
         entry_curvature(model, ["0.weight", "1.weight"], batches, num_data=2, likelihood="mse")
+
+
+def _many(build, num_images: int) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    model, x = build("mlp", num_images)
+    return model, list(zip(x.split(64), (torch.arange(num_images) % 3).split(64), strict=True))
+
+
+def test_the_relative_error_is_that_of_repeated_estimates(build) -> None:
+    model, batches = _many(build, 4096)
+    names = _names(model)
+    truth = entry_curvature(model, names, batches, num_data=1, estimator="exact")
+    squares, promised = [], []
+    for seed, batch in enumerate(batches):
+        found = entry_curvature(model, names, [batch], num_data=1, seed=seed)
+        off = sum(float((found[name] - truth[name]).square().sum()) for name in names)
+        squares.append(off / sum(float(truth[name].square().sum()) for name in names))
+        promised.append(found.relative_error**2)
+        assert set(found.errors) == set(names)
+    assert 0.6 < sum(promised) / sum(squares) < 1.6
+
+
+def test_auto_stops_when_the_error_is_small_enough(build) -> None:
+    model, batches = _many(build, 8192)
+    taken: list[int] = []
+
+    def loader():
+        for number, batch in enumerate(batches):
+            taken.append(number)
+            yield batch
+
+    loose = entry_curvature(model, ["0.weight"], loader(), num_data=8192, num_images="auto", tolerance=0.2)
+    assert loose.relative_error <= 0.2
+    assert len(taken) == loose.num_images // 64 < 100
+    tight = entry_curvature(model, ["0.weight"], batches, num_data=8192, num_images="auto", tolerance=0.1)
+    assert tight.relative_error <= 0.1 and tight.num_images > loose.num_images
+    assert "relative error 0." in repr(tight) and f"from {tight.num_images} of 8192 images" in repr(tight)
+
+
+def test_auto_warns_when_the_images_end_before(build) -> None:
+    model, batches = _many(build, 128)
+    with pytest.warns(
+        UserWarning, match=r"ended before .* relative error of 0.001: it is 0\.\d+ after 128 images"
+    ):
+        entry_curvature(model, ["0.weight"], batches, num_data=128, num_images="auto", tolerance=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"tolerance": 0.0}, "expected a relative error above 0 and at most 1, got tolerance=0"),
+        ({"num_images": "all"}, "expected a number of images, 'auto' or None, got num_images='all'"),
+    ],
+)
+def test_bad_options_are_refused(build, options, text: str) -> None:
+    model, batches = _many(build, 8)
+    with pytest.raises(RecipeError, match=text):
+        entry_curvature(model, ["0.weight"], batches, num_data=8, **options)
+
+
+def test_one_image_has_no_error_to_speak_of(build) -> None:
+    model, batches = _many(build, 1)
+    assert entry_curvature(model, ["0.weight"], batches, num_data=8).relative_error == float("inf")
+
+
+class Augmented(torch.utils.data.Dataset):
+    """Images that change each time they are read, or not."""
+
+    def __init__(self, noise: float) -> None:
+        self.noise = noise
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index >= 8:
+            raise IndexError(index)
+        image = torch.full((5,), float(index), dtype=torch.float64)
+        return image + self.noise * torch.randn(5, dtype=torch.float64), index % 3
+
+
+def test_augmentation_in_the_loader_is_warned_of(build) -> None:
+    model, _ = build("mlp", 1)
+    loader = torch.utils.data.DataLoader(Augmented(0.1), batch_size=4)
+    with pytest.warns(UserWarning, match="images of the curvature's loader change each time they are read"):
+        entry_curvature(model, ["0.weight"], loader, num_data=8)
+    plain = torch.utils.data.DataLoader(Augmented(0.0), batch_size=4)
+    entry_curvature(model, ["0.weight"], plain, num_data=8)

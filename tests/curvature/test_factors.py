@@ -161,6 +161,7 @@ def test_split_of_the_images_does_not_change_the_numbers(factor: str, draws: int
 
 def test_number_of_passes() -> None:
     assert Starts("mse", "exact", "stick", 3, 0).num_passes(7) == 7
+    assert Starts("cross_entropy", "exact", "stick", 3, 0).num_passes(7) == 6
     assert Starts("mse", "monte_carlo", "stick", 3, 0).num_passes(7) == 3
 
 

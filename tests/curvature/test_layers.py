@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparsebayes.curvature import Curvature, entry_curvature, gate_curvature
+from sparsebayes.curvature import entry_curvature
 from sparsebayes.curvature.exact import ggn_diagonal
-from sparsebayes.curvature.layers import patches
-from sparsebayes.groups.grouping import Grouping, Labels
+from sparsebayes.curvature.kernels import Geometry, patches
 
 CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 GEOMETRIES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
@@ -56,35 +55,12 @@ def test_diagonal_of_a_convolution_equals_the_oracle(
         torch.testing.assert_close(found[name], values, rtol=1e-10, atol=1e-10 * float(values.max()))
 
 
-@pytest.mark.parametrize("estimator", ["exact", "monte_carlo"])
-def test_large_weights_are_squared_tile_by_tile_to_the_same_sums(
-    monkeypatch: pytest.MonkeyPatch, estimator: str
-) -> None:
-    torch.manual_seed(0)
-    model = Functional((3, 2), {"padding": 1}).double()
-    x, y = torch.randn(5, 4, 5, 4).double(), torch.tensor([0, 3, 1, 2, 2])
-    index = torch.arange(96).view(4, 4, 3, 2)
-    labels = (Labels("weight", (4, 4, 3, 2), index),)
-    grouping = Grouping("weights", labels, ("all",), torch.zeros(96, dtype=torch.int64))
-
-    def run() -> tuple[Curvature, Tensor]:
-        gates = gate_curvature(model, grouping, [(x, y)], num_data=5, estimator=estimator)
-        return gates, entry_curvature(model, ["weight"], [(x, y)], num_data=5, estimator=estimator)["weight"]
-
-    whole, whole_entries = run()
-    monkeypatch.setattr("sparsebayes.curvature.layers._LARGE_WEIGHT", 0)
-    monkeypatch.setattr("sparsebayes.curvature.squares._TILE", 72)  # three rows, then one
-    monkeypatch.setattr("sparsebayes.curvature.squares._TEMPORARY_CPU", 24 * 30 * 2)  # two images, then one
-    tiled, tiled_entries = run()
-    torch.testing.assert_close(tiled.diagonal, whole.diagonal, rtol=1e-12, atol=1e-15)
-    torch.testing.assert_close(tiled.standard_error, whole.standard_error, rtol=1e-10, atol=1e-15)
-    torch.testing.assert_close(tiled_entries, whole_entries, rtol=1e-12, atol=1e-15)
-
-
 def test_patches_are_those_of_unfold() -> None:
     x = torch.randn(2, 3, 7, 6).to(memory_format=torch.channels_last)
-    found = patches(x, (3, 2), (2, 1), ((1, 1), (0, 0)), (1, 2))
+    found = patches(x, Geometry((1, 3, 3, 2), (2, 1), ((1, 1), (0, 0)), (1, 2), 1))
     expected = functional.unfold(x, (3, 2), dilation=(1, 2), padding=(1, 0), stride=(2, 1))
     assert torch.equal(found, expected)
-    part = patches(x[1:], (3, 2), (2, 1), ((0, 0), (0, 0)), (1, 1))  # a view that starts inside its storage
+    part = patches(
+        x[1:], Geometry((1, 3, 3, 2), (2, 1), ((0, 0), (0, 0)), (1, 1), 1)
+    )  # a view that starts inside its storage
     assert torch.equal(part, functional.unfold(x[1:], (3, 2), stride=(2, 1)))

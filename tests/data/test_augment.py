@@ -167,3 +167,17 @@ def test_cutout_hides_one_square_behind_the_mean_colour() -> None:
         sizes.add((int(rows.sum()), int(columns.sum())))
     assert max(sizes) == (4, 4)
     assert min(sizes) == (2, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_no_augmentation_waits_for_the_gpu_and_all_draw_alike(name: str) -> None:
+    images = torch.rand(20, 3, 8, 8)
+    expected = AUGMENTATIONS[name](images, generator(3))
+    on_gpu = images.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = AUGMENTATIONS[name](on_gpu, generator(3))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(result.cpu(), expected, rtol=1e-5, atol=1e-5)
