@@ -135,7 +135,7 @@ def test_mistakes_in_run_are_sentences_and_run_nothing(calls, arguments, sentenc
 def test_the_devices_of_the_option_are_those_of_the_recipe():
     [option] = [parameter for parameter in main.commands["run"].params if parameter.name == "device"]
     assert isinstance(option.type, click.Choice)
-    assert list(option.type.choices) == json_schema()["properties"]["device"]["enum"]
+    assert list(option.type.choices) == json_schema()["$defs"]["Recipe"]["properties"]["device"]["enum"]
 
 
 @pytest.mark.parametrize("arguments", [["--device", "cuda"], ["device=cuda"]])
@@ -482,3 +482,19 @@ def test_what_only_reads_recipes_does_not_import_torch(arguments):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout
+
+
+def test_several_seeds_in_one_command(tmp_path, monkeypatch):
+    called: list[tuple[int, str]] = []
+
+    def run_recipe(recipe, *, out, **options):
+        called.append((recipe.seed, out.name))
+        return out
+
+    monkeypatch.setattr("sparsebayes.train.run.run_recipe", run_recipe)
+    result = call("run", "quickstart", "--seeds", "3", "--seed", "4", "--out", str(tmp_path / "a"))
+    assert result.exit_code == 0, result.output
+    assert called == [(4, "a-seed4"), (5, "a-seed5"), (6, "a-seed6")]
+    both = call("run", "quickstart", "--seeds", "3", "--resume", str(tmp_path))
+    assert both.exit_code == 2
+    assert "expected either --seeds or --resume, got both" in both.output

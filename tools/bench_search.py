@@ -80,6 +80,7 @@ def bench_201(
                 f"seed={seed}",
                 f"threads={threads}",
                 "export.onnx=false",
+                "retrain.epochs=0",
                 *METHODS[method],
                 *overrides,
             ]

@@ -8,8 +8,8 @@
 from __future__ import annotations
 
 from sparsebayes.recipe.loading import dump_recipe, load_recipe, parse_recipe
-from sparsebayes.recipe.schema import Recipe, json_schema
-from sparsebayes.recipe.search_schema import AnyRecipe, SearchRecipe
+from sparsebayes.recipe.schema import Recipe
+from sparsebayes.recipe.search_schema import AnyRecipe, SearchRecipe, json_schema
 from sparsebayes.recipe.shipped import shipped_recipes
 from sparsebayes.recipe.summary import summarise
 

@@ -374,7 +374,7 @@ class Recipe(_Section):
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a recipe, for editors that complete and check YAML.
+    """JSON Schema (draft 2020-12) of a recipe of `task: compress`.
 
     Returns:
         The schema as plain data, ready for `json.dumps`.

@@ -30,8 +30,9 @@ from sparsebayes.recipe.schema import (
     TrainSection,
     _split_rules,
 )
+from sparsebayes.recipe.schema import json_schema as compress_schema
 
-__all__ = ["AnyRecipe", "CompressSection", "RetrainSection", "SearchRecipe", "SearchSection"]
+__all__ = ["AnyRecipe", "CompressSection", "RetrainSection", "SearchRecipe", "SearchSection", "json_schema"]
 
 SPACE_NAMES = (
     "chain",
@@ -42,7 +43,7 @@ SPACE_NAMES = (
     "nas_bench_201",
     "tree",
 )
-# Repeated because that table imports torch; tests/nas/test_recipe.py holds the two together.
+# Repeated because that table imports torch; tests/recipe/test_search_schema.py holds the two together.
 
 Width: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
 Depth: TypeAlias = Annotated[int, Field(ge=1, le=100)]
@@ -271,3 +272,22 @@ class SearchRecipe(Section):
 
 AnyRecipe: TypeAlias = Union[Recipe, SearchRecipe]  # noqa: UP007 - as above
 """A recipe of either task."""
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a recipe of either task, for editors that complete and check YAML.
+
+    Returns:
+        The schema as plain data, ready for `json.dumps`: which of two definitions holds is decided by the key `task`.
+    """
+    compress, search = compress_schema(), SearchRecipe.model_json_schema(mode="validation")
+    dialect = compress.pop("$schema")
+    definitions = {**search.pop("$defs"), **compress.pop("$defs"), "Recipe": compress, "SearchRecipe": search}
+    return {
+        "$schema": dialect,
+        "title": "sparsebayes recipe",
+        "if": {"properties": {"task": {"const": "search"}}, "required": ["task"]},
+        "then": {"$ref": "#/$defs/SearchRecipe"},
+        "else": {"$ref": "#/$defs/Recipe"},
+        "$defs": definitions,
+    }

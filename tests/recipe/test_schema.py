@@ -9,8 +9,15 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from sparsebayes.recipe import json_schema
-from sparsebayes.recipe.schema import CurvatureSection, Cycles, Finetune, ModelSection, Recipe, TrainSection
+from sparsebayes.recipe.schema import (
+    CurvatureSection,
+    Cycles,
+    Finetune,
+    ModelSection,
+    Recipe,
+    TrainSection,
+    json_schema,
+)
 
 
 def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
