@@ -86,6 +86,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
         none).
     """
     known = sorted(choices)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    # A name that was not typed to its end is nearer than one of equal length with other letters.
+    begun = [choice for choice in known if len(name) > 2 and choice.startswith(name)]
+    nearest = begun or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     return f"unknown {kind} {name!r}{hint} Choices: {', '.join(known) or 'none'}"

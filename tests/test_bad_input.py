@@ -166,7 +166,7 @@ def test_all_mistakes_come_at_once_each_with_its_line(here):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (["groups=unitz"], "groups: unknown rule 'unitz'; did you mean 'units'? Choices: blocks, channels,"),
+        (["groups=unitz"], "groups: unknown rule 'unitz'; did you mean 'units'? Choices: blocks, branches,"),
         (["model.name=lenet5"], "model.name: unknown model 'lenet5'; did you mean 'lenet5_caffe'?"),
         (["device=gpu"], "device: expected 'auto', 'cpu' or 'cuda', got 'gpu'; did you mean 'cpu'?"),
         (["train.lr=1e6"], "train.lr: expected a number <= 100, got 1000000.0"),

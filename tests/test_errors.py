@@ -24,6 +24,12 @@ def test_unknown_names_the_nearest() -> None:
     assert message == "unknown model 'lenet6'; did you mean 'lenet5'? Choices: lenet5, lenet_300_100"
 
 
+def test_a_name_that_was_begun_is_nearest() -> None:
+    message = errors.unknown("model", "lenet5", ["lenet5_caffe", "resnet56"])
+    assert "did you mean 'lenet5_caffe'?" in message
+    assert "did you mean" not in errors.unknown("model", "l", ["lenet5_caffe", "resnet56"])
+
+
 def test_unknown_does_not_guess_what_is_far() -> None:
     assert errors.unknown("model", "zzz", ["lenet5"]) == "unknown model 'zzz'. Choices: lenet5"
 

@@ -1,4 +1,4 @@
-"""Branches and units removed together: what is predicted is what surgery leaves, and the groups that are left follow."""
+"""Branches and units removed together: surgery leaves what was predicted, and the groups that are left follow."""
 
 from __future__ import annotations
 
