@@ -206,7 +206,9 @@ def _shrunk(
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(dense).items()}
     check_graph(graph, shapes)
     living = living_units(graph, masks, shapes)
-    masks = fold_constants_(dense, graph, masks, living, inputs[0])
+    folded_masks = fold_constants_(dense, graph, masks, living, inputs[0])
+    folded = any(masks.get(name) is not mask for name, mask in folded_masks.items())
+    masks = folded_masks
     living = living_units(graph, masks, shapes)
     emptied = emptied_layers(graph, living)
     plans: list[DeadBranches | None] = [None]
@@ -221,7 +223,7 @@ def _shrunk(
         kept = kept_indices(graph, left)
         try:
             _shrink_(small, graph, left, masks, called, kept, plan, one_each=bool(emptied) and plan is None)
-            error = check_parity(masked, small, inputs)
+            error = check_parity(masked, small, inputs, folded=folded or plan is not None)
         except ModelError:
             if plan is None:
                 raise

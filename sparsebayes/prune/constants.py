@@ -84,7 +84,7 @@ def fold_constants_(
     seen = observe(model, {owner(piece.parameter) for piece in readers}, example)
     constants: list[tuple[Slice, Tensor]] = []
     for piece in readers:
-        values = _read_values(layers, seen, piece)
+        values = _read_values(layers, seen, piece, masks)
         if values is None:
             candidates[piece.unit[piece.unit >= 0]] = False
             continue
@@ -108,7 +108,9 @@ def _names(piece: Slice, units: Tensor) -> bool:
     return bool(units[piece.unit[piece.unit >= 0]].any())
 
 
-def _read_values(layers: Mapping[str, nn.Module], seen: Mapping[str, Seen], piece: Slice) -> Tensor | None:
+def _read_values(
+    layers: Mapping[str, nn.Module], seen: Mapping[str, Seen], piece: Slice, masks: Mapping[str, Tensor]
+) -> Tensor | None:
     """What a layer reads in each of its input channels, NaN where that varies or may not be folded; None: nothing."""
     path = owner(piece.parameter)
     layer, one = layers.get(path), seen.get(path)
@@ -116,6 +118,8 @@ def _read_values(layers: Mapping[str, nn.Module], seen: Mapping[str, Seen], piec
     if layer is None or one is None or one.calls != 1 or not is_plain or piece.dim != 1:
         return None
     assert isinstance(layer, (nn.Linear, *_CONVOLUTIONS))
+    if not bool(masks.get(f"{path}.bias", torch.ones(1, dtype=torch.bool)).all()):
+        return None  # what is held at zero cannot take a constant
     if layer.bias is None and norm_behind(layers, seen, path) is None:
         return None
     dim = one.taken.ndim - 1 if isinstance(layer, nn.Linear) else one.taken.ndim - layer.weight.ndim + 1

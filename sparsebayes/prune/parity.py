@@ -100,13 +100,17 @@ def constant_output(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
     return True
 
 
-def check_parity(masked: nn.Module, compacted: nn.Module, inputs: Sequence[Tensor]) -> float:
+def check_parity(
+    masked: nn.Module, compacted: nn.Module, inputs: Sequence[Tensor], *, folded: bool = False
+) -> float:
     """Compare two networks.
 
     Args:
         masked: the reference; its removed entries are zero.
         compacted: the network that must equal it.
         inputs: batches of the input shape, the first of which also runs in training mode.
+        folded: whether parameters were computed anew, and are therefore rounded to the network's own type even where
+            both networks run in double precision.
 
     Returns:
         The largest difference, relative to the largest output of its tensor.
@@ -117,6 +121,7 @@ def check_parity(masked: nn.Module, compacted: nn.Module, inputs: Sequence[Tenso
     """
     reference, trial, inputs = _in_double(masked, compacted, inputs)
     worst = 0.0
+    own = next((p.dtype for p in masked.parameters() if p.is_floating_point()), torch.float32)
     for x in inputs:
         with _undisturbed(reference, x):
             expected = _tensors(_run(reference, x))
@@ -128,7 +133,8 @@ def check_parity(masked: nn.Module, compacted: nn.Module, inputs: Sequence[Tenso
                 f"{_shapes(expected)}: the traced units are wrong for this model; exclude layers until it "
                 "passes"
             )
-        worst = max([worst, *(_difference(a, e) for a, e in zip(actual, expected, strict=True))])
+        pairs = list(zip(actual, expected, strict=True))
+        worst = max([worst, *(_difference(a, e, own if folded else e.dtype) for a, e in pairs)])
     _check_training(reference, trial, inputs[0])
     return worst
 
@@ -151,7 +157,7 @@ def _in_double(
     return reference, copied(compacted).eval().double(), doubled
 
 
-def _difference(actual: Tensor, expected: Tensor) -> float:
+def _difference(actual: Tensor, expected: Tensor, precision: torch.dtype) -> float:
     if not expected.is_floating_point():
         if not torch.equal(actual, expected):
             raise ModelError("the compacted network gives other integers than the masked one; exclude layers")
@@ -165,7 +171,7 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
         return 0.0
     gap = (actual.double() - expected.double()).abs().max().item()
     error = gap / max(expected.double().abs().max().item(), torch.finfo(expected.dtype).tiny)
-    allowed = TOLERANCE.get(expected.dtype, HALF_TOLERANCE)
+    allowed = TOLERANCE.get(precision, HALF_TOLERANCE)
     if not error <= allowed:  # written so that NaN fails
         raise ModelError(
             f"the compacted network differs from the masked one by {error:.2g} of its largest output, more "

@@ -178,7 +178,9 @@ def _made(path: str, old: nn.Module, one: Substitute) -> nn.Module:
     if one.kind == "constant":
         like = next(iter(old.parameters()), torch.zeros(0))
         value = torch.zeros(one.number("channels"), dtype=like.dtype, device=like.device)
-        return Constant(value, dim=one.number("dim"), stride=one.stride)
+        constant = Constant(value, dim=one.number("dim"), stride=one.stride)
+        constant.value.requires_grad_(any(parameter.requires_grad for parameter in old.parameters()))
+        return constant
     raise ModelError(
         f"the architecture replaces {path!r} by a layer of kind {one.kind!r}, which cannot replace a "
         f"{type(old).__name__}; check its builder and options"
@@ -210,7 +212,7 @@ def set_attributes_(model: nn.Module, attributes: Attributes) -> None:
 
 def attributes_of(model: nn.Module) -> dict[str, dict[str, int | list[int]]]:
     """List the attributes that `set_attributes_` has set, by module path."""
-    return {path: dict(getattr(m, _NOTE)) for path, m in model.named_modules() if hasattr(m, _NOTE)}
+    return {path: dict(vars(m)[_NOTE]) for path, m in model.named_modules() if _NOTE in vars(m)}
 
 
 def read_attributes(entry: Fields) -> dict[str, int | list[int]]:

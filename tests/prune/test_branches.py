@@ -107,6 +107,18 @@ def test_a_network_without_branches_is_rebuilt_from_its_description() -> None:
     assert torch.equal(rebuilt(IMAGES), done.model(IMAGES))
 
 
+def test_what_was_frozen_stays_frozen_and_modes_stay() -> None:
+    net = network()
+    net[1].requires_grad_(False)
+    net[2].train()
+    done, _ = without(net, "1.conv1", "2.conv1")
+    flags = {name: p.requires_grad for name, p in done.model.named_parameters()}
+    assert not flags["1.bn3.value"]
+    assert flags["2.bn3.value"]
+    assert not done.model[1].bn3.training
+    assert done.model[2].bn3.training
+
+
 def test_grouping_and_optimizer_follow_and_the_constant_is_trained() -> None:
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)

@@ -239,10 +239,15 @@ def test_dead_neurons_of_weight_masks_go() -> None:
     assert_equal_networks(masked_copy(model, masks), result.model)
 
 
-def test_sigmoid_units_of_zeros_stay() -> None:
+def test_sigmoid_units_of_zeros_go_where_a_bias_takes_their_half() -> None:
     model, graph = build("sigmoid")
     masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
     masks["1.weight"][0], masks["1.bias"][0] = False, False  # sigmoid(0) = 0.5 is still read
+    result = compact(model, masks, IMAGE, units=graph)
+    assert result.model.get_submodule("1").out_features == 7
+    assert_equal_networks(masked_copy(model, masks), result.model)
+    # A bias that is held at zero takes nothing.
+    masks["3.bias"][0] = False
     result = compact(model, masks, IMAGE, units=graph)
     assert result.model.get_submodule("1").out_features == 8
     assert_equal_networks(masked_copy(model, masks), result.model)

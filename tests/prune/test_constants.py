@@ -88,3 +88,11 @@ def test_folding_changes_the_bias_by_weight_times_constant() -> None:
     torch.testing.assert_close(net[2].bias.detach(), expected, atol=1e-15, rtol=1e-15)
     assert masks["2.weight"].tolist() == [[True, False, True]] * 2
     assert not net[2].weight[:, 1].any()
+
+
+def test_folding_in_single_precision_rounds_and_passes() -> None:
+    net = prepared(conv(3, 6, bias=False), nn.BatchNorm2d(6), nn.Sigmoid(), conv(6, 2)).float()
+    grouping = make_grouping(net, "filters", include=("0",))
+    done = compact(net, grouping.masks(torch.arange(6) > 1), IMAGES.float())
+    assert done.summary.units["0"] == (4, 6)
+    assert done.summary.error < 1e-6
