@@ -19,21 +19,35 @@ from typing import Any
 
 from sparsebayes.errors import RecipeError, unknown
 from sparsebayes.nas.spaces import CellSpec, Decision, Edge, Space, read_space
+from sparsebayes.user_code import call_function, load_function
 
 __all__ = ["SPACES", "find_space"]
 
 
 def find_space(reference: str | Mapping[str, Any]) -> Space:
-    """A shipped space by its name, or one given as data.
+    """A shipped space by its name, the user's own by "package.module:function", or one given as data.
+
+    Args:
+        reference: name, function without arguments that returns a `Space`, or the fields of one.
 
     Raises:
-        RecipeError: unknown name, or data that are no space.
+        RecipeError: unknown name, a function that is not found, fails or returns something else, or data that are no
+            space.
     """
     if not isinstance(reference, str):
         return read_space(reference)
+    if ":" in reference:
+        function = load_function("search space", reference, RecipeError)
+        space = call_function("search space", reference, function, {}, RecipeError)
+        if not isinstance(space, Space):
+            raise RecipeError(
+                f"search space {reference!r} must return a sparsebayes.nas.Space, got {type(space).__name__}"
+            )
+        return space
     if reference not in SPACES:
         raise RecipeError(
-            unknown("search space", reference, SPACES) + ", or write one as a section of the recipe"
+            unknown("search space", reference, SPACES)
+            + ", or your own as 'package.module:function' or as a section"
         )
     return SPACES[reference]
 

@@ -26,6 +26,7 @@ __all__ = [
     "PATTERNS",
     "RULE_NAMES",
     "RUN_NAME",
+    "USER_CODE",
     "check_data_name",
     "check_model_name",
     "check_rule",
@@ -60,7 +61,7 @@ RULE_NAMES = (
     "weights",
 )
 
-_USER_CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+USER_CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _PARAMETRIC_RULE = re.compile(r"blocks:[1-9]\d{0,3}x[1-9]\d{0,3}")
 _N_OF_M = re.compile(r"([1-9]\d{0,2}):([1-9]\d{0,2})")
 _LARGEST_STRENGTH = 1e12
@@ -93,7 +94,7 @@ def _name(kind: str, known: Sequence[str], value: object) -> str:
     """Accept one of the `known` names, or the name of user code, `"package.module:function"`."""
     if not isinstance(value, str):
         raise ValueError(f"expected the name of a {kind}, got {show_value(value)}")
-    if value in known or _USER_CODE.fullmatch(value):
+    if value in known or USER_CODE.fullmatch(value):
         return value
     if ":" in value:
         raise ValueError(f"expected user code as 'package.module:function', got {show_value(value)}")

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, JsonValue, PlainValidator, WithJson
 
 from sparsebayes.errors import unknown
 from sparsebayes.recipe.base import Epochs, Rate, Section
-from sparsebayes.recipe.names import RUN_NAME, list_rules, show_value
+from sparsebayes.recipe.names import RUN_NAME, USER_CODE, list_rules, show_value
 from sparsebayes.recipe.schema import (
     BatchSize,
     CurvatureSection,
@@ -50,9 +50,10 @@ Depth: TypeAlias = Annotated[int, Field(ge=1, le=100)]
 
 
 def _space(value: Any) -> Any:
-    """Accept the name of a shipped space, or a section that says one; that is checked when the run begins."""
-    if isinstance(value, str) and value not in SPACE_NAMES:
-        raise ValueError(unknown("search space", value, SPACE_NAMES) + ", or write one as a section")
+    """Accept the name of a shipped space, of user code, or a section; the latter are checked when the run begins."""
+    if isinstance(value, str) and value not in SPACE_NAMES and not USER_CODE.fullmatch(value):
+        choices = ", or your own as 'package.module:function' or as a section"
+        raise ValueError(unknown("search space", value, SPACE_NAMES) + choices)
     if not isinstance(value, (str, dict)):
         raise ValueError(
             f"expected the name of a search space or a section that says one, got {show_value(value)}"
@@ -63,14 +64,16 @@ def _space(value: Any) -> Any:
 SpaceValue: TypeAlias = Annotated[
     Union[str, dict[str, Any]],  # noqa: UP007 - pydantic evaluates this at run time, and Python 3.10 must manage
     PlainValidator(_space),
-    WithJsonSchema({"anyOf": [{"enum": list(SPACE_NAMES)}, {"type": "object"}]}),
+    WithJsonSchema({"anyOf": [{"type": "string", "examples": list(SPACE_NAMES)}, {"type": "object"}]}),
 ]
 
 
 class SearchSection(Section):
     """The supernet, how its switches are learned, and what decides that an operation stays."""
 
-    space: SpaceValue = Field(description="A search space, or your own as a section.")
+    space: SpaceValue = Field(
+        description="A search space, or your own as 'package.module:function' or as a section."
+    )
     baseline: Literal["none", "darts", "magnitude", "random"] = Field(
         default="none",
         description="What chooses instead of the posterior: softmax over operations (DARTS, first order), the size of "

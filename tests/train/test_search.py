@@ -34,6 +34,18 @@ def stripes():
     return Dataset("stripes", draw(240), draw(100), 2, (0.5,), (0.4,))
 '''
 
+SPACES = """
+from sparsebayes.nas import read_space
+
+def mine():
+    ops = ["nor_conv_3x3", "skip_connect"]
+    cell = {"name": "cell", "num_inputs": 1, "num_nodes": 2, "edges": [[0, 1, ops]]}
+    return read_space({"name": "mine", "num_stages": 1, "cells": [cell]})
+
+def none():
+    return 3
+"""
+
 EDGE = {"source": 0, "target": 1, "ops": ["skip_connect", "nor_conv_3x3", "avg_pool_3x3"]}
 SPACE = {
     "name": "tiny",
@@ -46,6 +58,7 @@ SPACE = {
 @pytest.fixture(autouse=True)
 def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "searchdata.py").write_text(DATA)
+    (tmp_path / "searchspaces.py").write_text(SPACES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -166,6 +179,16 @@ def test_inherited_weights_start_where_the_supernet_ended(tmp_path):
     assert report["compact"]["test_loss"] == pytest.approx(report["dense"]["test_loss"], rel=1e-4)
 
 
+def test_a_space_made_in_python_travels_with_the_network(tmp_path):
+    changes = {"search__space": "searchspaces:mine", "export__onnx": False}
+    folder = run_recipe(recipe(**changes), out=tmp_path / "run", quiet=True)
+    genotype = Genotype.from_json((folder / "genotype.json").read_text())
+    assert isinstance(genotype.space, dict)
+    assert genotype.search_space.name == "mine"
+    (tmp_path / "searchspaces.py").unlink()
+    assert sparsebayes.load(folder)(torch.zeros(1, 1, 12, 12)).shape == (1, 2)
+
+
 def test_search_then_compression_in_one_run(tmp_path):
     compress = {
         "prior": {"strength": 5.0},
@@ -239,6 +262,8 @@ def test_a_strength_beyond_all_evidence_keeps_a_path_and_says_what_to_do(tmp_pat
             RecipeError,
             "retrain.depth must be that of the search",
         ),
+        ({"search__space": "searchspaces:none"}, RecipeError, "must return a sparsebayes.nas.Space, got int"),
+        ({"search__space": "searchspaces:other"}, RecipeError, "has no function or class 'other'"),
         ({"search__space": {**SPACE, "cells": []}}, RecipeError, "expected at least one cell"),
         (
             {
