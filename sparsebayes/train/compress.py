@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from sparsebayes.cost import cost
 from sparsebayes.data.loader import Loader
-from sparsebayes.errors import RunError
 from sparsebayes.export.saved import load_model, save_model
 from sparsebayes.groups import Grouping
 from sparsebayes.prune.architecture import architecture_of
@@ -32,7 +31,7 @@ from sparsebayes.prune.pricing import EntryCosts, entry_costs, present_cost
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe
 from sparsebayes.train.checkpoint import (
-    read_checkpoint,
+    phase_state,
     remove_checkpoints,
     write_atomically,
     write_checkpoint,
@@ -293,17 +292,8 @@ class Compressor:
         )
 
     def _resumed(self, phase: Phase) -> dict[str, Any] | None:
-        """State of this very phase, if the run was interrupted within it; damaged ones only cost the phase's epochs."""
-        try:
-            checkpoint = read_checkpoint(self.folder / "checkpoint.pt", self._reporter.line)
-        except RunError as error:
-            if any(self.folder.glob("checkpoint*.pt")):
-                self._reporter.line(f"{error}; the phase {phase.name!r} begins again")
-            return None
-        if checkpoint.get("phase") != phase.name:
-            return None
-        state: dict[str, Any] = checkpoint["state"]
-        return state
+        """State of this very phase, if the run was interrupted within it."""
+        return phase_state(self.folder / "checkpoint.pt", phase.name, self._reporter.line)
 
     def _teach(self) -> Tensor | None:
         """The dense network's logits for the training images as they are, by position, of shape ``[N, C]``.
