@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-import yaml
 from markupsafe import Markup
 
+from sparsebayes.report.files import recipe_values
 from sparsebayes.report.records import MetricsRecord, ParetoPoint, Run
 from sparsebayes.report.summary import count, percent, strength_text
 from sparsebayes.report.svg import (
@@ -274,11 +274,7 @@ def evidence_figures(run: Run) -> tuple[Figure, ...]:
 
 def _judged_by_evidence(recipe: str | None) -> bool:
     """Whether the groups were ranked by evidence; a recipe that cannot be read speaks for no other score."""
-    try:
-        content = yaml.safe_load(recipe or "")
-    except yaml.YAMLError:
-        return True
-    prune = content.get("prune") if isinstance(content, dict) else None
+    prune = recipe_values(recipe).get("prune")
     return not isinstance(prune, dict) or prune.get("score", "evidence") == "evidence"
 
 

@@ -10,11 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from sparsebayes.errors import RunError
 from sparsebayes.report.charts import Figure, trade_off_dots
-from sparsebayes.report.files import read_text, write_text
+from sparsebayes.report.files import read_text, recipe_values, write_text
 from sparsebayes.report.pages import page
 from sparsebayes.report.records import Run, read_run
 from sparsebayes.report.summary import count, milliseconds, percent, ratio, size
@@ -127,18 +125,14 @@ def _figures(names: Sequence[str], runs: Sequence[Run]) -> list[Figure]:
 
 def _differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Keys whose values are not the same in all recipes that can be read, with each run's value."""
-    recipes = [_flat(_recipe(run)) for run in runs]
+    recipes = [_flat(_values(run)) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     rows = [(key, [recipe.get(key, "-") for recipe in recipes]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def _recipe(run: Run) -> Mapping[str, object]:
-    try:
-        content = yaml.safe_load(run.recipe or "")
-    except yaml.YAMLError:
-        return {}
-    return {k: v for k, v in content.items() if k not in PATH_KEYS} if isinstance(content, dict) else {}
+def _values(run: Run) -> dict[str, object]:
+    return {key: value for key, value in recipe_values(run.recipe).items() if key not in PATH_KEYS}
 
 
 def _flat(content: Mapping[str, object], prefix: str = "") -> dict[str, str]:

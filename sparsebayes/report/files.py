@@ -10,11 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import TypeVar
 
+import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sparsebayes.errors import RunError
 
-__all__ = ["parse_json", "parse_json_lines", "read_text", "write_text"]
+__all__ = ["parse_json", "parse_json_lines", "read_text", "recipe_values", "write_text"]
 
 MAX_COMPLAINTS = 3  # of a file with many faults the first few tell enough
 
@@ -107,6 +108,31 @@ def parse_json_lines(kind: type[Record], text: str, where: Path) -> tuple[Record
                     f"{where}, line {number}, is damaged or incomplete: {_complaints(error)}"
                 ) from error
     return tuple(records)
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases, by which a short text could stand for gigabytes; recipes have none."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
+def recipe_values(text: str | None) -> dict[str, object]:
+    """The sections of a run's recipe, for what a report says about them.
+
+    Args:
+        text: recipe.yaml of the run; None where it has none.
+
+    Returns:
+        Key -> value; empty for a text that is no recipe, about which a report then says nothing.
+    """
+    try:
+        content = _Plain(text or "").get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: PyYAML on a date such as 2000-13-13
+        return {}
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def _complaints(error: ValidationError) -> str:

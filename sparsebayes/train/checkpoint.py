@@ -19,7 +19,7 @@ import torch
 
 from sparsebayes.errors import RunError
 
-__all__ = ["read_checkpoint", "remove_checkpoints", "write_atomically", "write_checkpoint"]
+__all__ = ["phase_state", "read_checkpoint", "remove_checkpoints", "write_atomically", "write_checkpoint"]
 
 VERSION = 2
 HEAD = "sparsebayes checkpoint"
@@ -99,6 +99,30 @@ def read_checkpoint(path: Path, say: Callable[[str], None] | None = None) -> dic
         if say is not None:
             say(f"{error}; {earlier.name}, an epoch or more older, is used instead")
         return state
+
+
+def phase_state(path: Path, phase: str, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """State to go on from within a phase; None if it has to begin anew, which only costs its epochs.
+
+    Args:
+        path: The checkpoint, of the form ``{"phase": name, "state": {...}}``.
+        phase: Name of the phase that is to go on.
+        say: Told, in one sentence, when a checkpoint is damaged.
+
+    Returns:
+        The state; None where there is no checkpoint, or none of this phase that can be read.
+    """
+    if not path.is_file() and not _earlier(path).is_file():
+        return None
+    try:
+        checkpoint = read_checkpoint(path, say)
+    except RunError as error:
+        say(f"{error}; the phase {phase!r} begins again")
+        return None
+    if checkpoint.get("phase") != phase:
+        return None
+    state: dict[str, Any] = checkpoint["state"]
+    return state
 
 
 def _read(path: Path) -> dict[str, Any]:

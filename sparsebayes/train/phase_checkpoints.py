@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsebayes.errors import RunError
-from sparsebayes.train.checkpoint import read_checkpoint, remove_checkpoints, write_checkpoint
+from sparsebayes.train.checkpoint import phase_state, remove_checkpoints, write_checkpoint
 
 __all__ = ["PhaseCheckpoints"]
 
@@ -52,17 +51,7 @@ class PhaseCheckpoints:
 
     def resumed(self, phase: str) -> dict[str, Any] | None:
         """State of this very phase, if the run was interrupted within it; damage only costs the phase's epochs."""
-        path = self._path(phase)
-        try:
-            checkpoint = read_checkpoint(path, self._say)
-        except RunError as error:
-            if any(self._folder.glob(f"{path.stem}*.pt")):
-                self._say(f"{error}; the phase {phase!r} begins again")
-            return None
-        if checkpoint.get("phase") != phase:
-            return None
-        state: dict[str, Any] = checkpoint["state"]
-        return state
+        return phase_state(self._path(phase), phase, self._say)
 
     def remove(self) -> None:
         """Delete them all: the run is done."""

@@ -9,6 +9,7 @@ import pytest
 
 from sparsebayes.errors import RunError
 from sparsebayes.report import write_comparison
+from sparsebayes.report.files import recipe_values
 
 
 def run(folder: Path, params: int, recipe: str) -> Path:
@@ -77,3 +78,10 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     b = run(tmp_path / "b", 50, "")
     with pytest.raises(RunError, match=r"expected an existing folder"):
         write_comparison([a, b], tmp_path / "none" / "c.html")
+
+
+def test_a_recipe_that_is_none_differs_in_nothing() -> None:
+    bomb = "a: &a [x, x]\n" + "".join(f"b{k}: &b{k} [*a, *a]\n" for k in range(5))
+    for text in (bomb, "when: 2000-13-13\n", "[" * 5000, "- a\n", "{", None, "\x00"):
+        assert recipe_values(text) == {}
+    assert recipe_values("train: {lr: 0.1}\n") == {"train": {"lr": 0.1}}

@@ -11,6 +11,7 @@ import torch
 
 from sparsebayes.errors import RunError
 from sparsebayes.train.checkpoint import (
+    phase_state,
     read_checkpoint,
     remove_checkpoints,
     write_atomically,
@@ -68,6 +69,18 @@ def test_the_checkpoint_before_takes_over_from_a_damaged_one(tmp_path) -> None:
         read_checkpoint(path)
     remove_checkpoints(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_phase_goes_on_from_its_own_state_only(tmp_path) -> None:
+    path, said = tmp_path / "checkpoint.pt", []
+    assert phase_state(path, "cycle 1", said.append) is None
+    write_checkpoint(path, {"phase": "cycle 1", "state": {"epoch": 4}})
+    assert phase_state(path, "cycle 1", said.append) == {"epoch": 4}
+    assert phase_state(path, "cycle 2", said.append) is None
+    assert said == []
+    path.write_bytes(b"")
+    assert phase_state(path, "cycle 1", said.append) is None
+    assert len(said) == 1 and said[0].endswith("the phase 'cycle 1' begins again")
 
 
 def forged(path, state: object) -> None:
