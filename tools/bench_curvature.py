@@ -199,7 +199,10 @@ def asdl(model: nn.Module, batches: Batches) -> Callable[[], object]:
     import asdl as library
 
     config = library.FisherConfig(
-        fisher_type=library.FISHER_MC, fisher_shapes=[library.SHAPE_DIAG], data_size=1
+        loss_type=library.LOSS_CROSS_ENTROPY,
+        fisher_type=library.FISHER_MC,
+        fisher_shapes=[library.SHAPE_DIAG],
+        data_size=1,
     )
     maker = library.get_fisher_maker(model, config)
 
@@ -212,11 +215,11 @@ def asdl(model: nn.Module, batches: Batches) -> Callable[[], object]:
     return run
 
 
-def vgg_methods(device: str, batch: int, only: str | None = None) -> Methods:
+def vgg_methods(device: str, batch: int, count: int, only: str | None = None) -> Methods:
     """What is compared on VGG-16-BN."""
     torch.manual_seed(0)
     model = vgg16().to(device)
-    batches = noise_batches(device, batch, 2)
+    batches = noise_batches(device, batch, count)
     names = [name for name, _ in model.named_parameters()]
     size = batch * len(batches)
     filters = make_grouping(model, "filters")
@@ -243,7 +246,7 @@ def vgg_methods(device: str, batch: int, only: str | None = None) -> Methods:
 
 def peak(method: str, device: str, batch: int) -> float:
     """MB above the start that a method takes; run in a process of its own."""
-    run = vgg_methods(device, batch, method)[method]
+    run = vgg_methods(device, batch, 1, method)[method]
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         run()
@@ -255,13 +258,13 @@ def peak(method: str, device: str, batch: int) -> float:
 
 def vgg_rows(options: argparse.Namespace) -> list[Row]:
     """Cost and memory on VGG-16-BN."""
-    methods = vgg_methods(options.device, options.batch)
+    methods = vgg_methods(options.device, options.batch, options.batches)
     task = f"VGG-16-BN, batch {options.batch}, {options.device}"
     rows = [
         _row(task, name, "time / training pass", value)
         for name, value in ratios(methods, options.device, options.rounds).items()
     ]
-    for name in methods:
+    for name in methods if options.memory else ():
         command = [sys.executable, __file__, "vgg", "--peak", name, "--device", options.device]
         command += ["--batch", str(options.batch), "--threads", str(options.threads)]
         found = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -273,8 +276,10 @@ def cell_rows(options: argparse.Namespace, num_classes: int = 10) -> list[Row]:
     """Cost of the switches of a cell."""
     torch.manual_seed(0)
     model = Cell(num_classes).to(options.device).eval()
-    # Four batches: the look at the network that comes before the first falls on all of them.
-    batches = noise_batches(options.device, 8 if options.device == "cpu" else options.batch, 4, num_classes)
+    # Several batches: the look at the network that comes before the first falls on all of them.
+    batches = noise_batches(
+        options.device, 8 if options.device == "cpu" else options.batch, options.batches, num_classes
+    )
     size = sum(len(y) for _, y in batches)
     with torch.no_grad():  # running statistics of the data: without them the outputs of so deep a sum explode
         model.train()
@@ -393,6 +398,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8, help="of the ResNet-18")
     parser.add_argument("--epochs", type=int, default=6, help="of training before `error`")
     parser.add_argument("--images", type=int, default=2048, help="of the curvature in `error`")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory too, in `vgg`")
+    parser.add_argument(
+        "--batches", type=int, default=4, help="of images in one timed call of `vgg` and `cell`"
+    )
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -416,7 +425,7 @@ def main() -> None:
             rows=run(options),
             hardware=f"{machine_hardware()}; {options.threads} threads",
             versions=library_versions(),
-            command=f"python tools/bench_curvature.py {name} --threads {options.threads} --device {options.device}",
+            command="python tools/bench_curvature.py " + " ".join(sys.argv[1:]),
             git_commit=git_commit(ROOT),
         )
         read_benchmark(target)
