@@ -46,7 +46,9 @@ def branches(model: nn.Module, example: Tensor | None, scope: Scope = EVERYTHING
         ModelError: If the model cannot be traced.
     """
     if example is None:
-        raise GroupingError("the rule 'branches' traces the model: give an example input, [B, ...]")
+        raise GroupingError(
+            "the rule 'branches' traces the model and needs an input: pass example=a batch of inputs"
+        )
     device = next((parameter.device for parameter in model.parameters()), example.device)
     result = exported(model, example[:2].to(device), train=False)
     if isinstance(result, Failure):

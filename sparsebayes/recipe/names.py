@@ -40,6 +40,7 @@ DATA_NAMES = ("embedded_mnist", "fashion_mnist", "mnist")
 MODEL_NAMES = ("lenet5_caffe", "lenet_300_100")
 RULE_NAMES = (
     "blocks",
+    "branches",
     "channels",
     "columns",
     "features",

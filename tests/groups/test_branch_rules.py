@@ -91,5 +91,5 @@ def test_scopes_and_networks_without_branches() -> None:
     assert make_grouping(net, "branches", example=IMAGES, exclude=("1.*",)).layers == ("2.bn2",)
     with pytest.raises(GroupingError, match="no sum in the model joins a branch with a shortcut"):
         make_grouping(nn.Sequential(nn.Conv2d(3, 6, 1)), "branches", example=IMAGES)
-    with pytest.raises(GroupingError, match="'branches' traces the model: give an example input"):
+    with pytest.raises(GroupingError, match="'branches' traces the model and needs an input"):
         make_grouping(net, "branches")
