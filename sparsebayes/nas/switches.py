@@ -14,7 +14,7 @@ a single switch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -66,6 +66,7 @@ class SwitchTable:
     op_slices: tuple[slice, ...]
     gate_slices: tuple[slice, ...]
     gate: Tensor
+    _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, space: Space, depth: int) -> SwitchTable:
@@ -122,14 +123,21 @@ class SwitchTable:
         Returns:
             Of the same shape; what stands at the gates' own positions has no meaning.
         """
-        gate = self.gate.to(switches.device)
+        _, gate = self._on(switches.device)
         gates = torch.where(gate >= 0, switches[..., gate.clamp(min=0)], 1.0)
         return switches * gates
 
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`group` and `gate` on a device, copied there once: training asks for them in every step."""
+        if device not in self._copies:
+            self._copies[device] = (self.group.to(device), self.gate.to(device))
+        return self._copies[device]
+
     def sum_groups(self, values: Tensor) -> Tensor:
         """Sum what belongs to the same group: `[..., T]` to `[..., G]`."""
+        group, _ = self._on(values.device)
         result = values.new_zeros((*values.shape[:-1], self.num_groups))
-        return result.index_add(-1, self.group.to(values.device), values)
+        return result.index_add(-1, group, values)
 
     def norms(self, switches: Tensor) -> Tensor:
         """Root mean square of each group's switches, of shape `[G]`; the switch itself where a group has one."""

@@ -30,7 +30,7 @@ from sparsebayes.nas.spaces import Decision, Space
 from sparsebayes.nas.supernet import Supernet
 from sparsebayes.recipe.search_schema import SearchRecipe, SearchSection
 from sparsebayes.train.checkpoint import read_checkpoint, write_checkpoint
-from sparsebayes.train.evaluation import check_logits, evaluate
+from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.fit import fast_layout_
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.schedule import one_cycle
@@ -165,7 +165,6 @@ class Searcher:
         together = learns and not self.method.bilevel
         values = self._values(generator, learns=together)
         logits = supernet(images, values)
-        check_logits(logits, labels)
         loss = functional.cross_entropy(logits, labels)
         self._zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
