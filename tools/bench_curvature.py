@@ -308,7 +308,7 @@ def cell_rows(options: argparse.Namespace, num_classes: int = 10) -> list[Row]:
 def trained(name: str, options: argparse.Namespace) -> tuple[nn.Module, Batches]:
     """A network trained on some data, and the images of a curvature in batches of 128."""
     data = load(options.data)
-    channels, size = data.train.x.shape[1], data.train.x.shape[-1]
+    channels, size = data.train.images.shape[1], data.train.images.shape[-1]
     torch.manual_seed(0)
     lenet = name == "LeNet-5"
     model = LeNet5Caffe(in_channels=channels, input_size=size) if lenet else resnet18(options.width, channels)
@@ -323,7 +323,7 @@ def trained(name: str, options: argparse.Namespace) -> tuple[nn.Module, Batches]
             functional.cross_entropy(model(x.to(options.device)), y.to(options.device)).backward()
             optimizer.step()
             schedule.step()
-    plain = Loader(data.train, batch_size=128, mean=data.mean, std=data.std)
+    plain = Loader(data.train, batch_size=128, mean=data.mean, std=data.std, shuffle=False)
     batches: Batches = []
     for x, y in plain:
         batches.append((x.to(options.device), y.to(options.device)))
