@@ -17,6 +17,7 @@ import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -43,7 +44,7 @@ def train_(model: nn.Module, data: Dataset, epochs: int, rate: float, seed: int,
     for _ in range(epochs):
         for x, y in loader:
             optimizer.zero_grad()
-            functional.cross_entropy(model(x), y).backward()
+            torch.autograd.backward(functional.cross_entropy(model(x), y))
             optimizer.step()
             schedule.step()
             with torch.no_grad():
@@ -77,8 +78,8 @@ def diagonals(model: nn.Module, batches: Batches, names: list[str], seed: int) -
     """The curvature of every weight by every estimator."""
     size = sum(len(y) for _, y in batches)
 
-    def estimate(**settings: object) -> Scores:
-        return dict(entry_curvature(model, names, batches, num_data=size, seed=seed, **settings))  # type: ignore[arg-type]
+    def estimate(**settings: Any) -> Scores:
+        return dict(entry_curvature(model, names, batches, num_data=size, seed=seed, **settings))
 
     return {
         "exact": estimate(estimator="exact"),
