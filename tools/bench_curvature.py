@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,18 +135,19 @@ class Cell(nn.Module):
         for _ in range(4):
             total = torch.zeros_like(h)
             for state in list(states):
-                for number, operation in enumerate(self.edges[edge]):  # type: ignore[arg-type]
+                for number, operation in enumerate(self.edges[edge].children()):
                     total = total + self.switches[edge, number] * operation(state)
                 edge += 1
             states.append(total)
-        return self.classifier(torch.cat(states[2:], 1).mean((2, 3)))
+        logits: Tensor = self.classifier(torch.cat(states[2:], 1).mean((2, 3)))
+        return logits
 
 
 def train_pass(model: nn.Module, batches: Batches) -> None:
     """Forward + backward over batches: the unit."""
     for x, y in batches:
         model.zero_grad()
-        functional.cross_entropy(model(x), y).backward()
+        torch.autograd.backward(functional.cross_entropy(model(x), y))
 
 
 def synchronise(device: str) -> None:
@@ -179,9 +181,9 @@ def noise_batches(device: str, batch: int, count: int, num_classes: int = 10) ->
 
 def backpack(model: nn.Module, batches: Batches) -> Callable[[], object]:
     """BackPACK's DiagGGNMC with one draw."""
-    from backpack import backpack as context
+    from backpack import backpack as context  # type: ignore[import-untyped]
     from backpack import extend
-    from backpack.extensions import DiagGGNMC
+    from backpack.extensions import DiagGGNMC  # type: ignore[import-untyped]
 
     extended, loss = extend(model), extend(nn.CrossEntropyLoss())
 
@@ -196,7 +198,7 @@ def backpack(model: nn.Module, batches: Batches) -> Callable[[], object]:
 
 def asdl(model: nn.Module, batches: Batches) -> Callable[[], object]:
     """ASDL's Monte Carlo Fisher diagonal."""
-    import asdl as library
+    import asdl as library  # type: ignore[import-not-found]
 
     config = library.FisherConfig(
         loss_type=library.LOSS_CROSS_ENTROPY,
@@ -287,8 +289,8 @@ def cell_rows(options: argparse.Namespace, num_classes: int = 10) -> list[Row]:
             model(batches[0][0])
         model.eval()
 
-    def switches(**settings: object) -> Callable[[], object]:
-        return lambda: switch_curvature(model, ["switches"], batches, num_data=size, **settings)  # type: ignore[arg-type]
+    def switches(**settings: Any) -> Callable[[], object]:
+        return lambda: switch_curvature(model, ["switches"], batches, num_data=size, **settings)
 
     methods: Methods = {
         PLAIN: lambda: train_pass(model, batches),
@@ -308,7 +310,7 @@ def cell_rows(options: argparse.Namespace, num_classes: int = 10) -> list[Row]:
 def trained(name: str, options: argparse.Namespace) -> tuple[nn.Module, Batches]:
     """A network trained on some data, and the images of a curvature in batches of 128."""
     data = load(options.data)
-    channels, size = data.train.x.shape[1], data.train.x.shape[-1]
+    channels, size = data.train.images.shape[1], data.train.images.shape[-1]
     torch.manual_seed(0)
     lenet = name == "LeNet-5"
     model = LeNet5Caffe(in_channels=channels, input_size=size) if lenet else resnet18(options.width, channels)
@@ -320,10 +322,12 @@ def trained(name: str, options: argparse.Namespace) -> tuple[nn.Module, Batches]
     for _ in range(epochs):
         for x, y in loader:
             optimizer.zero_grad()
-            functional.cross_entropy(model(x.to(options.device)), y.to(options.device)).backward()
+            torch.autograd.backward(
+                functional.cross_entropy(model(x.to(options.device)), y.to(options.device))
+            )
             optimizer.step()
             schedule.step()
-    plain = Loader(data.train, batch_size=128, mean=data.mean, std=data.std)
+    plain = Loader(data.train, batch_size=128, mean=data.mean, std=data.std, shuffle=False)
     batches: Batches = []
     for x, y in plain:
         batches.append((x.to(options.device), y.to(options.device)))
@@ -342,7 +346,7 @@ def error_rows(options: argparse.Namespace) -> list[Row]:
         exact = entry_curvature(model, names, batches, num_data=size, estimator="exact")
         norm = sum(float(values.double().square().sum()) for values in exact.values()) ** 0.5
 
-        def estimate(seed: int = 0, **settings: object) -> dict[str, Tensor]:
+        def estimate(seed: int = 0, **settings: Any) -> dict[str, Tensor]:
             found = entry_curvature(model, names, batches, num_data=size, seed=seed, **settings)  # noqa: B023
             return dict(found)
 

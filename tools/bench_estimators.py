@@ -17,6 +17,7 @@ import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -43,7 +44,7 @@ def train_(model: nn.Module, data: Dataset, epochs: int, rate: float, seed: int,
     for _ in range(epochs):
         for x, y in loader:
             optimizer.zero_grad()
-            functional.cross_entropy(model(x), y).backward()
+            torch.autograd.backward(functional.cross_entropy(model(x), y))
             optimizer.step()
             schedule.step()
             with torch.no_grad():
@@ -54,7 +55,7 @@ def train_(model: nn.Module, data: Dataset, epochs: int, rate: float, seed: int,
 
 def test_error(model: nn.Module, data: Dataset) -> float:
     """Share of the test images that the network gets wrong, in per cent."""
-    loader = Loader(data.test, batch_size=500, mean=data.mean, std=data.std)
+    loader = Loader(data.test, batch_size=500, mean=data.mean, std=data.std, shuffle=False)
     with torch.no_grad():
         wrong = [(model(x).argmax(1) != y).sum() for x, y in loader]
     return 100 * float(torch.stack(wrong).sum()) / len(data.test)
@@ -77,8 +78,8 @@ def diagonals(model: nn.Module, batches: Batches, names: list[str], seed: int) -
     """The curvature of every weight by every estimator."""
     size = sum(len(y) for _, y in batches)
 
-    def estimate(**settings: object) -> Scores:
-        return dict(entry_curvature(model, names, batches, num_data=size, seed=seed, **settings))  # type: ignore[arg-type]
+    def estimate(**settings: Any) -> Scores:
+        return dict(entry_curvature(model, names, batches, num_data=size, seed=seed, **settings))
 
     return {
         "exact": estimate(estimator="exact"),
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> list[Row]:
     values: dict[tuple[str, str, str], list[float]] = {}
     for seed in range(options.seeds):
         torch.manual_seed(seed)
-        channels, size = data.train.x.shape[1], data.train.x.shape[-1]
+        channels, size = data.train.images.shape[1], data.train.images.shape[-1]
         if options.model == "lenet":
             model: nn.Module = LeNet5Caffe(in_channels=channels, input_size=size)
         else:
@@ -126,7 +127,7 @@ def run(options: argparse.Namespace) -> list[Row]:
 
             model = resnet18(options.width, channels)
         train_(model, data, options.epochs, 0.05, seed, {})
-        plain = Loader(data.train, batch_size=128, mean=data.mean, std=data.std)
+        plain = Loader(data.train, batch_size=128, mean=data.mean, std=data.std, shuffle=False)
         batches = [pair for pair, _ in zip(plain, range(options.images // 128), strict=False)]
         # The last layer's rows are the classes: nothing to choose from.
         names = [name for name, p in model.named_parameters() if p.ndim > 1]
