@@ -225,8 +225,8 @@ def _score(
             num_images=curvature.num_images,
             seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
         )
-        num_rows = rows.shape[1] * (1 if curvature.estimator == "exact" else rows.shape[0])
-        matrix = torch.einsum("kng,knh->gh", rows.double(), rows.double()) * (images.num_data / num_rows)
+        scale = images.num_data / rows.shape[1]  # the rows of an image add up to its curvature, however many they are
+        matrix = torch.einsum("kng,knh->gh", rows.double(), rows.double()) * scale
         return joint_survival(matrix, prices).cpu()
     posterior = sparse.update(
         images,

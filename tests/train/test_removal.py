@@ -1,0 +1,40 @@
+"""Removal: what orders the groups does not depend on how many draws estimate it."""
+
+from __future__ import annotations
+
+import torch
+
+from sparsebayes.data import load
+from sparsebayes.models import build
+from sparsebayes.prune.carry import Lineage
+from sparsebayes.prune.pricing import entry_costs
+from sparsebayes.recipe import Recipe, load_recipe
+from sparsebayes.train.removal import recipe_grouping, remove
+from sparsebayes.train.setup import make_loaders
+
+
+def survival(*overrides: str) -> torch.Tensor:
+    """Strength up to which each group of an untrained LeNet-5 survives its first removal, by joint evidence."""
+    changes = ["prior.joint=true", "prior.price=none", "curvature.num_images=256", *overrides]
+    recipe = load_recipe("quickstart", preset="smoke", overrides=changes)
+    assert isinstance(recipe, Recipe)
+    dataset = load(recipe.data.name)
+    loaders, _ = make_loaders(recipe, dataset, torch.device("cpu"))
+    torch.manual_seed(0)
+    model = build("lenet5_caffe")
+    dense = recipe_grouping(recipe, model, loaders.example)
+    costs = entry_costs(model, loaders.example, "params")
+    lineage, target = Lineage(torch.ones(dense.num_groups, dtype=torch.bool)), 0.5 * 431_080
+    removal = remove(
+        recipe, model, lineage, dense, loaders.plain, loaders.example, costs=costs, target=target, number=1
+    )
+    assert removal is not None
+    return removal.survives
+
+
+def test_joint_evidence_is_of_one_size_whatever_estimates_it() -> None:
+    exact = survival("curvature.estimator=exact")
+    for draws in (1, 4):
+        sampled = survival("curvature.estimator=monte_carlo", f"curvature.draws={draws}")
+        ratio = float(sampled.log().median().exp() / exact.log().median().exp())
+        assert 0.8 < ratio < 1.25, f"{draws} draws: {ratio}"
