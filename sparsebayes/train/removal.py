@@ -225,7 +225,9 @@ def _score(
             num_images=curvature.num_images,
             seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
         )
-        scale = images.num_data / rows.shape[1]  # the rows of an image add up to its curvature, however many they are
+        scale = (
+            images.num_data / rows.shape[1]
+        )  # the rows of an image add up to its curvature, however many they are
         matrix = torch.einsum("kng,knh->gh", rows.double(), rows.double()) * scale
         return joint_survival(matrix, prices).cpu()
     posterior = sparse.update(

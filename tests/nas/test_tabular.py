@@ -67,7 +67,8 @@ def test_what_no_table_holds_is_named(table, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no gzip", gzip.compress(b"a,b\n1,2\n", mtime=0), gzip.compress(b"arch,a\nx,y\n", mtime=0)]
+    "content",
+    [b"", b"no gzip", gzip.compress(b"a,b\n1,2\n", mtime=0), gzip.compress(b"arch,a\nx,y\n", mtime=0)],
 )
 def test_a_file_that_is_no_table_is_refused(content, tmp_path):
     path = tmp_path / "table.csv.gz"
