@@ -17,7 +17,7 @@ from sparsebayes.cli.program import BUDGET_MISSED
 from sparsebayes.cost import cost
 from sparsebayes.errors import RecipeError
 from sparsebayes.recipe import Recipe, load_recipe
-from sparsebayes.train import compress
+from sparsebayes.train import compress, phase_checkpoints
 from sparsebayes.train.budget import Goal, goals_of, network_latency_ms, next_aim
 from sparsebayes.train.front import Point, read_front
 from sparsebayes.train.run import run_recipe
@@ -197,9 +197,11 @@ def test_a_missed_budget_is_said_and_its_status_differs(cycles: int, met: bool, 
 
 def test_slow_checkpoints_are_written_rarely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
-    monkeypatch.setattr(compress, "SLOW_SAVE", -1.0)
-    monkeypatch.setattr(compress, "SAVE_SHARE", 1e-9)
-    monkeypatch.setattr(compress, "write_checkpoint", lambda path, state: written.append(state["phase"]))
+    monkeypatch.setattr(phase_checkpoints, "SLOW_SAVE", -1.0)
+    monkeypatch.setattr(phase_checkpoints, "SAVE_SHARE", 1e-9)
+    monkeypatch.setattr(
+        phase_checkpoints, "write_checkpoint", lambda path, state: written.append(state["phase"])
+    )
     run_recipe(recipe("train.pretrain.epochs=3", "train.cycles.count=1"), out=tmp_path / "run", quiet=True)
     assert written == ["pretrain"]
 

@@ -16,7 +16,7 @@ from sparsebayes.groups import Grouping, make_grouping
 from sparsebayes.groups.grouping import Labels
 from sparsebayes.inference import NaturalGradient, VariationalDropout
 from sparsebayes.recipe import Recipe, parse_recipe
-from sparsebayes.train import compress
+from sparsebayes.train import phase_checkpoints
 from sparsebayes.train.front import read_front
 from sparsebayes.train.run import run_recipe
 from sparsebayes.train.switched import Switched, gate_energy, make_posterior
@@ -137,7 +137,7 @@ def test_interrupted_and_resumed_run_ends_in_the_same_numbers(
     quick = recipe(f"posterior={posterior}", "train.distill=0.5", "train.cycles.epochs=2")
     whole = run_recipe(quick, out=Path("whole"), quiet=True)
     done = 0
-    write = compress.write_checkpoint
+    write = phase_checkpoints.write_checkpoint
 
     def write_then_stop(path: Path, state: dict) -> None:
         nonlocal done
@@ -146,10 +146,10 @@ def test_interrupted_and_resumed_run_ends_in_the_same_numbers(
         if done == stop:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(compress, "write_checkpoint", write_then_stop)
+    monkeypatch.setattr(phase_checkpoints, "write_checkpoint", write_then_stop)
     with pytest.raises(KeyboardInterrupt, match="broken"):
         run_recipe(quick, out=Path("broken"), quiet=True)
-    monkeypatch.setattr(compress, "write_checkpoint", write)
+    monkeypatch.setattr(phase_checkpoints, "write_checkpoint", write)
     resumed = run_recipe(quick, resume=Path("broken"), quiet=True)
     assert read_front(whole / "pareto.json") == read_front(resumed / "pareto.json")
     for name, value in sparsebayes.load(whole).state_dict().items():

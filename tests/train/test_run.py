@@ -13,7 +13,7 @@ import sparsebayes
 from sparsebayes.errors import DataError, NumericsError, RecipeError, RunError
 from sparsebayes.prune import Selection
 from sparsebayes.recipe import Recipe, parse_recipe
-from sparsebayes.train import compress, run
+from sparsebayes.train import phase_checkpoints, run
 from sparsebayes.train.export import export_point, quantize_export
 from sparsebayes.train.folder import mend_lines_, settle_lines_
 from sparsebayes.train.front import read_front
@@ -136,7 +136,7 @@ def test_interrupted_and_resumed_run_ends_in_the_same_numbers(
     quick = recipe("export.onnx=false", "train.distill=0.5")
     whole = run_recipe(quick, out=Path("whole"), quiet=True)
     done = 0
-    write = compress.write_checkpoint
+    write = phase_checkpoints.write_checkpoint
 
     def write_then_stop(path: Path, state: dict) -> None:
         nonlocal done
@@ -145,11 +145,11 @@ def test_interrupted_and_resumed_run_ends_in_the_same_numbers(
         if done == stop:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(compress, "write_checkpoint", write_then_stop)
+    monkeypatch.setattr(phase_checkpoints, "write_checkpoint", write_then_stop)
     with pytest.raises(KeyboardInterrupt, match="broken"):
         run_recipe(quick, out=Path("broken"), quiet=True)
     assert not (Path("broken") / "report.json").exists()
-    monkeypatch.setattr(compress, "write_checkpoint", write)
+    monkeypatch.setattr(phase_checkpoints, "write_checkpoint", write)
     resumed = run_recipe(quick, resume=Path("broken"), quiet=True)
     assert read_front(whole / "pareto.json") == read_front(resumed / "pareto.json")
     for name, value in weights(whole).items():
