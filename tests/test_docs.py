@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import sparsebayes
 from sparsebayes.cli import main
 from sparsebayes.export.saved import save_model
+from sparsebayes.nas.spaces import read_space
 from sparsebayes.prune.architecture import architecture_of
-from sparsebayes.recipe import parse_recipe
+from sparsebayes.recipe import SearchRecipe, parse_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -94,6 +95,12 @@ def test_python_examples_run(example: str, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("example", examples("yaml"))
 def test_yaml_examples_are_recipes(example: str) -> None:
     whole = example if "version:" in example else f"version: 1\nname: docs\n{example}"
+    if "search" in yaml.safe_load(whole):
+        recipe = parse_recipe(f"{whole}\ntask: search\n", "docs")
+        assert isinstance(recipe, SearchRecipe)
+        space = recipe.search.space
+        assert isinstance(space, str) or read_space(space).cells
+        return
     if "model" not in yaml.safe_load(whole):
         whole += "\nmodel: {name: lenet5_caffe}\n"
     assert parse_recipe(whole, "docs").version == 1
