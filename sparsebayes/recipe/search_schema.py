@@ -223,7 +223,9 @@ class SearchRecipe(Section):
     out: Folder = Field(default="runs", description="Folder that run folders are made in.")
     data: DataSection = Field(default_factory=DataSection, description="The images.")
     search: SearchSection = Field(description="The search.")
-    posterior: Literal["laplace"] = Field(default="laplace", description="How the switches are inferred.")
+    posterior: Literal["laplace", "variational_dropout", "natural_gradient"] = Field(
+        default="laplace", description="How the switches are inferred."
+    )
     curvature: CurvatureSection = Field(
         default_factory=CurvatureSection, description="How curved the loss is in the switches."
     )

@@ -24,7 +24,8 @@ from torch.nn import functional
 from sparsebayes.data import Loader
 from sparsebayes.errors import DataError, NumericsError
 from sparsebayes.nas.decision import Decided, decide
-from sparsebayes.nas.methods import METHODS, Method, Options
+from sparsebayes.nas.methods import Method, Options
+from sparsebayes.nas.posteriors import METHODS
 from sparsebayes.nas.rows import switch_rows
 from sparsebayes.nas.spaces import Decision, Space
 from sparsebayes.nas.supernet import Supernet
@@ -307,7 +308,6 @@ def make_method(recipe: SearchRecipe, supernet: Supernet, num_data: int) -> Meth
         num_data: training images.
     """
     section = recipe.search
-    name = recipe.posterior if section.baseline in ("none", "random") else section.baseline
     options = Options(
         num_data=num_data,
         strength=section.strength_for(num_data),
@@ -316,7 +316,13 @@ def make_method(recipe: SearchRecipe, supernet: Supernet, num_data: int) -> Meth
         switch_lr=section.switch_lr,
         momentum=section.momentum,
     )
-    return METHODS[name](supernet.table, options)
+    return METHODS[method_name(recipe)](supernet.table, options)
+
+
+def method_name(recipe: SearchRecipe) -> str:
+    """The method's name in `METHODS`: the posterior's, or that of a baseline that learns something."""
+    baseline = recipe.search.baseline
+    return recipe.posterior if baseline in ("none", "random") else baseline
 
 
 def decision_of(section: SearchSection, space: Space, method: Method) -> Decision:

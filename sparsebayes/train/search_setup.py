@@ -10,12 +10,13 @@ from sparsebayes.data import Dataset, Images, Loader, load, split
 from sparsebayes.errors import DataError, ModelError, RecipeError
 from sparsebayes.nas.catalogue import find_space
 from sparsebayes.nas.network import Shape
+from sparsebayes.nas.posteriors import METHODS
 from sparsebayes.nas.supernet import Supernet
 from sparsebayes.nas.tabular import BenchTable
 from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.train.evaluation import check_logits
 from sparsebayes.train.loaders import Loaders
-from sparsebayes.train.search import SearchLoaders, check_batch
+from sparsebayes.train.search import SearchLoaders, check_batch, method_name
 from sparsebayes.train.seeding import derive_seed
 from sparsebayes.train.setup import make_loaders, resolve_device
 
@@ -115,7 +116,7 @@ def _search_loaders(
             f"search.num_images is {section.num_images}, but only {len(train)} images are left; lower it"
         )
     own = train
-    if section.baseline == "darts":
+    if METHODS[method_name(recipe)].bilevel:
         train, own = split(train, holdout=len(train) // 2, seed=derive_seed(recipe.seed, "search", "halves"))
     batch = section.batch_size or recipe.data.batch_size
     check_batch(batch, len(train))
