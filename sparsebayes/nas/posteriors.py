@@ -22,14 +22,19 @@ from torch import Generator, Tensor
 
 from sparsebayes.errors import RunError
 from sparsebayes.inference.natural_gradient import NaturalGradient
-from sparsebayes.inference.sampling import Sampled, best_of, draw_candidates
 from sparsebayes.inference.variational_dropout import VariationalDropout
 from sparsebayes.nas import methods
 from sparsebayes.nas.methods import Method, Options
 from sparsebayes.nas.spaces import Decision
 from sparsebayes.nas.switches import SwitchTable
 
-__all__ = ["METHODS", "DropoutSearch", "NaturalGradientSearch"]
+__all__ = ["METHODS", "DropoutSearch", "NaturalGradientSearch", "initial_logits"]
+
+
+def initial_logits(table: SwitchTable) -> Tensor:
+    """Logits of about 0 that differ by chance, always the same: float64 of shape `[G]`."""
+    generator = Generator().manual_seed(0)
+    return 1e-3 * torch.randn(table.num_groups, generator=generator, dtype=torch.float64)
 
 
 @final
@@ -53,13 +58,10 @@ class NaturalGradientSearch(Method):
         self, table: SwitchTable, options: Options, posterior: NaturalGradient | None = None
     ) -> None:
         super().__init__(table, options)
-        start = 1e-3 * torch.randn(
-            table.num_groups, generator=Generator().manual_seed(0), dtype=torch.float64
-        )
         self.posterior = posterior or NaturalGradient(
             table.num_groups,
             num_data=options.num_data,
-            mean=start,
+            mean=initial_logits(table),
             initial_precision=10.0,
             strength=options.strength,
         )
@@ -95,10 +97,20 @@ class NaturalGradientSearch(Method):
         """The softmax of the mean; gates score 1."""
         return self._mixture(self.posterior.mean)
 
-    def candidates(self, num_samples: int, generator: Generator) -> list[Tensor]:
-        """Scores of architectures to choose among: that of the mean first, then draws. Each of shape `[G]`."""
-        drawn = [self._mixture(self.posterior.sample(generator)) for _ in range(num_samples - 1)]
-        return [self.scores(), *drawn]
+    def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """An architecture: which groups are on, all of them, and the softmax of logits drawn from the Gaussian.
+
+        Args:
+            generator: of the CPU.
+
+        Returns:
+            bool and float64 of shape `[G]`, as `keep` and `scores` return them for the mean.
+        """
+        return self.keep(), self._mixture(self.posterior.sample(generator))
+
+    def figures(self) -> dict[str, float]:
+        """Standard deviation of the draws, and trace of the Hessian in the logits, nats of the whole data set."""
+        return {"exploration_noise": self.posterior.noise, "curvature_trace": self.posterior.curvature_trace}
 
     def state_dict(self) -> dict[str, Any]:
         """The posterior's state."""
@@ -177,19 +189,30 @@ class DropoutSearch(Method):
         """Groups that are kept more often than not, whose gate and one of whose predecessors is on as well."""
         return self.table.hierarchy().close(self.posterior.keep()[self._first])
 
-    def guided(self, num_samples: int, loss: Callable[[Tensor], float], generator: Generator) -> Sampled:
-        """Draw sub-networks and judge each; candidates are bool `[T]` as `loss` receives them.
+    def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """An architecture: each group is on with its probability of being kept, and so are those that it needs.
 
         Args:
-            num_samples: n, at least 1.
-            loss: held-out loss of a sub-network, given which switches are on.
             generator: of the CPU.
 
-        Raises:
-            RecipeError: no sample.
-            NumericsError: all samples are the same.
+        Returns:
+            bool of shape `[G]`, and float64 of shape `[G]`: odds of being kept with the noise of the draw, by which a
+            space that allows one operation per edge chooses among those that are on.
         """
-        return best_of(draw_candidates(self.posterior, num_samples, generator), loss)
+        odds = self.posterior.sample_survival(generator)[self._first]
+        return self.table.hierarchy().close(odds > self.posterior.strength), odds
+
+    def inherited(self, switches: Tensor) -> Tensor:
+        """1: an operation that is not dropped counts in full."""
+        return torch.ones_like(switches)
+
+    def decay_shares(self) -> Tensor | None:
+        """Probabilities of being kept, `[G]`: the weights of what is often dropped decay less; None: constant decay."""
+        return self.scores() if self.posterior.adaptive else None
+
+    def figures(self) -> dict[str, float]:
+        """Mean probability of being kept."""
+        return {"mean_relevance": float(self.scores().mean())}
 
     def state_dict(self) -> dict[str, Any]:
         """The posterior's state."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from sparsebayes.errors import NumericsError, RecipeError, RunError
+from sparsebayes.errors import RunError
 from sparsebayes.inference import NaturalGradient, VariationalDropout
 from sparsebayes.nas import SPACES
 from sparsebayes.nas.methods import Method, Options
 from sparsebayes.nas.posteriors import DropoutSearch, NaturalGradientSearch
 from sparsebayes.nas.switches import SwitchTable
 
+(CELL,) = SPACES["nas_bench_201"].cells
 TABLE = SwitchTable.of(SPACES["nas_bench_201"], depth=2)
 OPTIONS = Options(num_data=500, strength=1.0)
 GOOD = torch.tensor([switch.op == "nor_conv_3x3" for switch in TABLE.groups])
@@ -86,25 +87,38 @@ def test_a_resumed_search_goes_on_to_the_same_numbers(make) -> None:
     assert torch.equal(method.scores(), resumed.scores())
 
 
-def test_decisions_by_draws() -> None:
+def test_draws_of_logits_are_all_on_and_differ() -> None:
     method = natural()
-    scores = method.candidates(4, Generator().manual_seed(0))
-    assert len(scores) == 4 and torch.equal(scores[0], method.scores())
-    assert not torch.equal(scores[1], scores[2])
-    search = dropout()
-    train(search, Generator().manual_seed(0), 60)
-    good = GOOD[TABLE.group]
+    generator = Generator().manual_seed(0)
+    (on, scores), (_, others) = method.draw(generator), method.draw(generator)
+    assert bool(on.all()) and not torch.equal(scores, others)
+    expected = method._mixture(method.posterior.sample(Generator().manual_seed(0)))
+    assert torch.equal(scores, expected)
 
-    def loss(on: Tensor) -> float:
-        return float((good & ~on).sum() + (on & ~good).sum())
 
-    found = search.guided(30, loss, Generator().manual_seed(0))
-    assert found.losses[found.best] == min(found.losses)
-    with pytest.raises(RecipeError, match="at least one sample, got 0"):
-        search.guided(0, loss, Generator())
-    with pytest.raises(NumericsError, match="are the same"):
-        train(search, Generator().manual_seed(0), 3000)
-        search.guided(3, loss, Generator().manual_seed(0))
+def test_draws_of_operations_are_as_frequent_as_they_are_kept() -> None:
+    kept = torch.linspace(0.1, 0.9, TABLE.num_groups, dtype=torch.float64)
+    posterior = VariationalDropout(len(TABLE.group), num_data=500, shared=TABLE.group, initial=1 - kept)
+    method = DropoutSearch(TABLE, OPTIONS, posterior)
+    generator = Generator().manual_seed(0)
+    drawn = [method.draw(generator) for _ in range(4000)]
+    from_inputs = torch.tensor([CELL.edges[switch.edge].source == 0 for switch in TABLE.groups])
+    frequency = torch.stack([on for on, _ in drawn]).double().mean(0)
+    # 4 standard errors of a frequency; what leaves an inner node needs one of its predecessors besides.
+    assert float((frequency - kept)[from_inputs].abs().max()) < 4 * 0.5 / 4000**0.5
+    assert float((frequency - kept).max()) < 4 * 0.5 / 4000**0.5
+    on, odds = drawn[0]
+    assert bool((odds[on] > OPTIONS.strength).all())
+
+
+def test_weights_decay_by_the_probability_of_being_kept() -> None:
+    method = dropout()
+    train(method, Generator().manual_seed(0), 60)
+    shares = method.decay_shares()
+    assert shares is not None and torch.equal(shares, method.posterior.relevance[method._first])
+    constant = VariationalDropout(len(TABLE.group), num_data=500, shared=TABLE.group, adaptive=False)
+    assert DropoutSearch(TABLE, OPTIONS, constant).decay_shares() is None
+    assert natural().decay_shares() is None
 
 
 @pytest.mark.parametrize("make", [natural, dropout])
