@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from sparsebayes.data import Loader
 from sparsebayes.errors import DataError, NumericsError
-from sparsebayes.nas.decision import Decided, decide
+from sparsebayes.nas.decision import Decided, decide, living_scores
 from sparsebayes.nas.methods import Method
 from sparsebayes.nas.rows import switch_rows
 from sparsebayes.nas.spaces import Decision, Space
@@ -123,9 +123,10 @@ class Searcher:
         """The genotype that the present beliefs give; before the first update there are none."""
         supernet, method = self.supernet, self.method
         table = supernet.table
-        on = method.keep().cpu() & self._alive_groups()
+        alive = self._alive_groups()
         rule = decision_of(self.recipe.search, supernet.space, method)
-        return decide(supernet.space, table, on, method.scores().cpu(), rule)
+        scores = living_scores(method.scores().cpu(), alive)
+        return decide(supernet.space, table, method.keep().cpu() & alive, scores, rule)
 
     def _run_epoch(self, total: int) -> None:
         """One pass over the training images."""

@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 
 from sparsebayes.errors import RecipeError
 from sparsebayes.inference.sampling import Sampled, best_of, uniform_candidates
-from sparsebayes.nas.decision import Decided, decide
+from sparsebayes.nas.decision import Decided, decide, living_scores
 from sparsebayes.nas.genotype import Genotype
 from sparsebayes.nas.network import build_network
 from sparsebayes.nas.posteriors import DropoutSearch, NaturalGradientSearch
@@ -97,7 +97,7 @@ def choose_architecture(
     candidates = [own]
     for _ in range(count - 1):
         on, scores = method.draw(generator)
-        candidates.append(decide(supernet.space, table, on & alive, scores, rule))
+        candidates.append(decide(supernet.space, table, on & alive, living_scores(scores, alive), rule))
     distinct = len({decided.genotype.to_json() for decided in candidates})
     row: dict[str, Any] = {"phase": "sample", "distinct": distinct, "best": 0}
     if distinct == 1:
@@ -166,7 +166,10 @@ def _by_loss(
         generator = Generator().manual_seed(derive_seed(recipe.seed, "search", "random architectures"))
         drawn = uniform_candidates(len(candidates), table.num_groups, generator) & alive
         scores = torch.rand(drawn.shape, generator=generator, dtype=torch.float64)
-        blind = [decide(supernet.space, table, on, s, rule) for on, s in zip(drawn, scores, strict=True)]
+        blind = [
+            decide(supernet.space, table, on, living_scores(worth, alive), rule)
+            for on, worth in zip(drawn, scores, strict=True)
+        ]
         if len({decided.genotype.to_json() for decided in blind}) > 1:
             judged = judge(blind)
             row.update(random_losses=list(judged.losses), random_curve=judged.curve().tolist())
@@ -197,6 +200,8 @@ def _only(recipe: SearchRecipe, supernet: Supernet, on: Tensor, loaders: SearchL
     """The supernet with these groups alone, batch norm estimated anew if asked for; afterwards as it was."""
     saved = {name: value.detach().clone() for name, value in supernet.state_dict().items()}
     try:
+        # A benchmark that fixes a node's number of inputs may want one that was switched off for good.
+        supernet.alive.fill_(True)
         supernet.switch_off_(~on)
         if recipe.sampling.norm_batches:
             loaders.plain.reseed_(derive_seed(recipe.seed, "search", "norm images"))

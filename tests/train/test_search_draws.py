@@ -23,6 +23,8 @@ from sparsebayes.train.search import Searcher, WithSwitches
 from sparsebayes.train.search_draws import choose_architecture, groups_of
 from sparsebayes.train.search_setup import Setting, set_up
 
+(CELL,) = SPACES["nas_bench_201"].cells
+
 
 def recipe(posterior: str, *overrides: str) -> SearchRecipe:
     """A search of seconds in the space of NAS-Bench-201."""
@@ -112,6 +114,21 @@ def test_proxies_rank_fresh_networks_and_the_mean_is_a_candidate(tmp_path):
         torch.manual_seed(search_draws.derive_seed(0, "search", "proxies"))
         network = search_draws.build_network(genotype, **vars(setting.supernet.shape))
     assert synflow(network, images, images) == max(values)
+
+
+def test_what_was_switched_off_for_good_is_in_no_candidate(tmp_path):
+    changes = ("variational_dropout.lr=5.0", "variational_dropout.length_scale=1e5", "sampling.count=12")
+    setting, searcher = searched(recipe("variational_dropout", *changes), tmp_path / "run")
+    # Nearly nothing is kept in a draw, so that cells are rescued by their best path.
+    assert float(searcher.method.scores().max()) < 0.05
+    table = setting.supernet.table
+    alone = torch.tensor([switch.edge == 3 and switch.op == "nor_conv_1x1" for switch in table.groups])
+    straight = torch.tensor([CELL.edges[switch.edge].source == 0 for switch in table.groups]) & ~alone
+    on = alone | (straight & torch.tensor([switch.op == "skip_connect" for switch in table.groups]))
+    setting.supernet.switch_off_(~on)
+    genotype, row = chosen(setting, searcher)
+    assert bool(on[groups_of(table, genotype)].all())
+    assert row["distinct"] >= 1
 
 
 @pytest.mark.parametrize("posterior", ["variational_dropout", "natural_gradient"])
