@@ -126,9 +126,32 @@ def test_what_was_switched_off_for_good_is_in_no_candidate(tmp_path):
     straight = torch.tensor([CELL.edges[switch.edge].source == 0 for switch in table.groups]) & ~alone
     on = alone | (straight & torch.tensor([switch.op == "skip_connect" for switch in table.groups]))
     setting.supernet.switch_off_(~on)
-    genotype, row = chosen(setting, searcher)
+    genotype, _ = chosen(setting, searcher)
     assert bool(on[groups_of(table, genotype)].all())
-    assert row["distinct"] >= 1
+
+
+def test_weights_of_operations_decay_by_the_probability_of_being_kept(tmp_path):
+    setting, searcher = searched(recipe("variational_dropout"), tmp_path / "run")
+    groups = searcher._weights.param_groups
+    table = setting.supernet.table
+    held = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(held) == sorted(id(parameter) for parameter in setting.supernet.network.parameters())
+    number = next(
+        n for n, switch in enumerate(table.groups) if switch.edge == 2 and switch.op == "nor_conv_3x3"
+    )
+    for cell in setting.supernet.network.cells:
+        module = dict(cell.operations())[2, "nor_conv_3x3"]
+        assert {id(p) for p in module.parameters()} <= {id(p) for p in groups[1 + number]["params"]}
+    decay = setting.recipe.search.weight_decay
+    assert groups[0]["weight_decay"] == decay
+    searcher._set_decay()
+    assert groups[1 + number]["weight_decay"] == pytest.approx(
+        decay * float(searcher.method.scores()[number])
+    )
+    constant = searched(
+        recipe("variational_dropout", "variational_dropout.adaptive=false"), tmp_path / "constant"
+    )[1]
+    assert len(constant._weights.param_groups) == 1
 
 
 @pytest.mark.parametrize("posterior", ["variational_dropout", "natural_gradient"])
