@@ -17,6 +17,7 @@ RECIPES = shipped_recipes()
 def test_there_are_recipes() -> None:
     assert {"vgg_cifar_filter", "resnet56_cifar_units", "resnet18_cifar_blocks"} <= set(RECIPES)
     assert {"quickstart", "lenet5_mnist", "lenet300_mnist", "nas_proxy", "nas_bench201"} <= set(RECIPES)
+    assert {"nas_proxy_pgnas", "nas_proxy_balenas", "nas_bench201_balenas"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

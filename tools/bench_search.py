@@ -39,6 +39,19 @@ METHODS: dict[str, tuple[str, ...]] = {
     "magnitude": ("search.baseline=magnitude",),
     "darts": ("search.baseline=darts", "search.removal=0"),
     "random": ("search.baseline=random",),
+    "natural_gradient": ("posterior=natural_gradient", "search.removal=0"),
+    "natural_gradient, best of 50 by proxies": (
+        "posterior=natural_gradient",
+        "search.removal=0",
+        "sampling.count=50",
+    ),
+    "variational_dropout, best of 50": (
+        "posterior=variational_dropout",
+        "search.removal=0",
+        "sampling.count=50",
+        "sampling.norm_batches=4",
+        "sampling.baseline=false",
+    ),
 }
 BENCH_NOTES = (
     "Searched on CIFAR-10; accuracies are those of the benchmark's table, read once per run, at its end. No setting "

@@ -132,7 +132,8 @@ def stick(logits: Tensor, signs: Tensor, likelihood: str = "cross_entropy") -> T
     # Where nothing is left the column is 0 in the limit; computed, it would be 0/0.
     left = rest > 0
     share = p / rest_before.where(rest_before > 0, 1.0)  # p_k / r_{k-1}
-    down = torch.where(left, (share / rest.where(left, 1.0)).sqrt(), 0.0)  # t_k
+    # A root of the quotient would overflow where the rest is subnormal; the quotient of roots stays below 1e162.
+    down = torch.where(left, share.sqrt() / rest.where(left, 1.0).sqrt(), 0.0)  # t_k
     # Shifted rather than cumsum minus its last term: t_j may exceed all earlier ones by 1e15.
     before = functional.pad((down * signs)[..., :-1], (1, 0)).cumsum(-1)  # sum over k < j of t_k s_k
     sorted_v = (share * rest).sqrt() * signs - p * before

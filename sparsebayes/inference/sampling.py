@@ -158,9 +158,11 @@ def expected_best(losses: Sequence[float]) -> Tensor:
     ordered = torch.tensor(sorted(losses), dtype=torch.float64)
     num = len(ordered)
     curve = torch.empty(num, dtype=torch.float64)
+    left = num - torch.arange(1, num, dtype=torch.float64)
     for k in range(1, num + 1):
-        weights = [math.comb(num - i, k - 1) / math.comb(num, k) for i in range(1, num + 1)]
-        used = torch.tensor(weights, dtype=torch.float64)
+        # The weight of the first is k/n, and that of i + 1 is (n - i - k + 1)/(n - i) times that of i.
+        ratios = (left - (k - 1)).clamp(min=0) / left
+        used = torch.cat([ratios.new_tensor([k / num]), ratios]).cumprod(0)
         # A weight of 0 leaves an infinite loss out, which 0 * inf would not.
         curve[k - 1] = torch.where(used > 0, used * ordered, 0.0).sum()
     return curve

@@ -21,7 +21,7 @@ from sparsebayes.nas.genotype import Genotype, Op
 from sparsebayes.nas.spaces import CellSpec, Decision, Edge, Space
 from sparsebayes.nas.switches import Switch, SwitchTable
 
-__all__ = ["Decided", "connected", "decide"]
+__all__ = ["Decided", "connected", "decide", "living_scores"]
 
 
 @final
@@ -81,6 +81,16 @@ def decide(
         cells[key] = tuple((edges[edge].source, edges[edge].target, op) for edge, op in chosen)
     name = space.name if known == space else space.to_dict()
     return Decided(Genotype(name, cells), tuple(rescued))
+
+
+def living_scores(scores: Tensor, alive: Tensor) -> Tensor:
+    """Scores in which what was switched off for good stands behind all that was not: a rescued path has none of it.
+
+    Args:
+        scores: of shape `[G]`.
+        alive: bool of shape `[G]`.
+    """
+    return scores.where(alive, scores.min() - 1)
 
 
 def connected(spec: CellSpec, ops: Collection[tuple[int, str]]) -> set[tuple[int, str]]:

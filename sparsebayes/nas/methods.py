@@ -120,6 +120,18 @@ class Method(ABC):
         """Which groups stay, bool of shape `[G]`; by default all."""
         return torch.ones(self.table.num_groups, dtype=torch.bool)
 
+    def inherited(self, switches: Tensor) -> Tensor:
+        """What a derived network's operations are scaled by when it takes the supernet's weights, `[T]`."""
+        return switches
+
+    def decay_shares(self) -> Tensor | None:
+        """Share of the weight decay that the weights of each group's operations get, `[G]`; None: all of it."""
+        return None
+
+    def figures(self) -> dict[str, float]:
+        """What a log may say of the beliefs, by name; by default nothing."""
+        return {}
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from sparsebayes.errors import NumericsError
 
-__all__ = ["PROXIES", "grad_norm", "naswot", "params", "rank_correlation", "synflow"]
+__all__ = ["PROXIES", "grad_norm", "naswot", "params", "rank_average", "rank_correlation", "synflow"]
 
 
 def synflow(network: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -117,6 +117,28 @@ def rank_correlation(first: list[float], second: list[float]) -> float:
     if scale == 0:
         raise NumericsError("expected values that differ, got equal ones: they have no order")
     return float((a * b).sum()) / scale
+
+
+def rank_average(scores: list[list[float]]) -> list[float]:
+    """Mean rank of each candidate over several scores, from 0 for the worst; ties at their mean rank, -inf last.
+
+    Args:
+        scores: for each score, its value for every candidate; none of them NaN.
+
+    Returns:
+        One number per candidate; larger is better.
+
+    Raises:
+        NumericsError: no score, scores of different numbers of candidates, or NaN.
+    """
+    if not scores or len({len(values) for values in scores}) > 1 or not scores[0]:
+        raise NumericsError("expected at least one score, each with as many values as there are candidates")
+    if any(math.isnan(value) for values in scores for value in values):
+        raise NumericsError(
+            "expected scores that are numbers, got NaN: the network does not take these images"
+        )
+    means: list[float] = torch.stack([_ranks(values) for values in scores]).mean(0).tolist()
+    return means
 
 
 def _ranks(values: list[float]) -> Tensor:

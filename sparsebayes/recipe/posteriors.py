@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from sparsebayes.recipe.base import Epochs, Rate, Section
 
-__all__ = ["DropoutSection", "GaussianSection", "SamplingSection"]
+__all__ = [
+    "ArchitectureSamplingSection",
+    "DropoutSection",
+    "GaussianSection",
+    "LogitGaussianSection",
+    "OperationDropoutSection",
+    "SamplingSection",
+]
 
 
 class DropoutSection(Section):
@@ -80,6 +87,86 @@ class SamplingSection(Section):
     baseline: bool = Field(
         default=False,
         description="Judge as many random sub-networks of the same widths, for comparison only.",
+    )
+    norm_batches: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="Training batches that batch norm is estimated anew on for each; 0: as trained.",
+    )
+
+
+class OperationDropoutSection(Section):
+    """Variational dropout of operations (PGNAS), in a search; for posterior: variational_dropout."""
+
+    length_scale: float = Field(
+        default=50.0,
+        gt=0,
+        le=1e9,
+        description="l^2: an operation stays where it saves more than l^2/2 nats times search.strength. Ours: the "
+        "paper's l^2 is the precision of the prior on weights.",
+    )
+    tau: float = Field(default=0.2, gt=0, le=10, description="Temperature of the binary concrete relaxation.")
+    initial: float = Field(
+        default=0.1, gt=0, lt=1, description="Drop probability of every operation to begin with."
+    )
+    lr: Rate = Field(
+        default=0.02, description="Learning rate of the log-odds of dropping (Adam; our choice)."
+    )
+    adaptive: bool = Field(
+        default=True,
+        description="Weigh the weight decay of an operation by its probability of being kept; false: constant decay, a "
+        "baseline.",
+    )
+
+
+class LogitGaussianSection(Section):
+    """A Gaussian over architecture logits (BaLeNAS), in a search; for posterior: natural_gradient. Defaults are ours.
+
+    N of its updates is the number of images that the weights learn from, and the temperature is search.strength.
+    """
+
+    update: Literal["vadam", "ivon"] = Field(default="vadam", description="Form of the update.")
+    lr: Rate = Field(default=0.01, description="Learning rate of the logits' mean.")
+    prior_precision: float = Field(default=1.0, gt=0, le=1e9, description="Precision of the prior on logits.")
+    initial_precision: float = Field(
+        default=10.0,
+        gt=0,
+        le=1e12,
+        description="Precision to begin with, at least the prior's; 1/sqrt of it is the first noise.",
+    )
+    gradient_decay: float = Field(default=0.9, ge=0, lt=1, description="Decay rate of the averaged gradient.")
+    curvature_decay: float = Field(
+        default=0.999, ge=0, lt=1, description="Decay rate of the averaged curvature."
+    )
+
+
+class ArchitectureSamplingSection(Section):
+    """Architectures drawn from the posterior when the supernet is trained; the posterior's own is always one of them.
+
+    natural_gradient judges them by training-free proxies (BaLeNAS-TF), variational_dropout by the held-out loss with
+    the supernet's weights (PGNAS).
+    """
+
+    count: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Architectures to choose among; 1: the posterior's own decision, for natural_gradient the argmax "
+        "of the mean. null: 50 for variational_dropout, else 1.",
+    )
+    proxies: Annotated[
+        tuple[Literal["synflow", "naswot", "grad_norm", "params"], ...], Field(strict=False, min_length=1)
+    ] = Field(
+        default=("synflow", "naswot"),
+        description="Scores of untrained networks whose mean rank decides for natural_gradient.",
+    )
+    proxy_images: int = Field(
+        default=32, ge=2, le=1024, description="Training images that the proxies see, one batch."
+    )
+    baseline: bool = Field(
+        default=True,
+        description="Judge as many uniformly random architectures by held-out loss, for comparison only.",
     )
     norm_batches: int = Field(
         default=0,

@@ -14,6 +14,11 @@ from pydantic import BeforeValidator, Field, JsonValue, PlainValidator, WithJson
 from sparsebayes.errors import unknown
 from sparsebayes.recipe.base import Epochs, Rate, Section
 from sparsebayes.recipe.names import RUN_NAME, USER_CODE, list_rules, show_value
+from sparsebayes.recipe.posteriors import (
+    ArchitectureSamplingSection,
+    LogitGaussianSection,
+    OperationDropoutSection,
+)
 from sparsebayes.recipe.schema import (
     BatchSize,
     CurvatureSection,
@@ -223,7 +228,18 @@ class SearchRecipe(Section):
     out: Folder = Field(default="runs", description="Folder that run folders are made in.")
     data: DataSection = Field(default_factory=DataSection, description="The images.")
     search: SearchSection = Field(description="The search.")
-    posterior: Literal["laplace"] = Field(default="laplace", description="How the switches are inferred.")
+    posterior: Literal["laplace", "variational_dropout", "natural_gradient"] = Field(
+        default="laplace", description="How the switches are inferred."
+    )
+    variational_dropout: OperationDropoutSection = Field(
+        default_factory=OperationDropoutSection, description="Options of the posterior of that name."
+    )
+    natural_gradient: LogitGaussianSection = Field(
+        default_factory=LogitGaussianSection, description="Options of the posterior of that name."
+    )
+    sampling: ArchitectureSamplingSection = Field(
+        default_factory=ArchitectureSamplingSection, description="Architectures drawn from the posterior."
+    )
     curvature: CurvatureSection = Field(
         default_factory=CurvatureSection, description="How curved the loss is in the switches."
     )
@@ -242,6 +258,15 @@ class SearchRecipe(Section):
     presets: dict[str, dict[str, JsonValue]] = Field(
         default_factory=dict, max_length=32, description="Named changes of this recipe: --preset NAME."
     )
+
+    @property
+    def num_draws(self) -> int:
+        """Architectures to choose among when the search ends: `sampling.count`, or what the posterior's paper does."""
+        if self.search.baseline != "none":
+            return 1
+        if self.sampling.count is not None:
+            return self.sampling.count
+        return 50 if self.posterior == "variational_dropout" else 1
 
     def compression(self, builder: str, options: dict[str, Any]) -> Recipe:
         """The recipe that compresses the network that was found.

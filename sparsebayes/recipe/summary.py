@@ -48,11 +48,8 @@ def _summarise_search(recipe: SearchRecipe) -> str:
         f"{search.cycles} cycles of {search.epochs}",
         f"{retrain.epochs} after",
     ]
-    decides = (
-        f"{recipe.posterior}, by {search.rule}"
-        if search.baseline == "none"
-        else f"baseline {search.baseline}"
-    )
+    by = f"by {search.rule}" if recipe.posterior == "laplace" else f"best of {recipe.num_draws} drawn"
+    decides = f"{recipe.posterior}, {by}" if search.baseline == "none" else f"baseline {search.baseline}"
     strength = (
         f"lambda {search.paper_lambda:g}" if search.paper_lambda is not None else f"{search.strength:g}"
     )

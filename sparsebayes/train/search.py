@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from sparsebayes.data import Loader
 from sparsebayes.errors import DataError, NumericsError
-from sparsebayes.nas.decision import Decided, decide
-from sparsebayes.nas.methods import METHODS, Method, Options
+from sparsebayes.nas.decision import Decided, decide, living_scores
+from sparsebayes.nas.methods import Method
 from sparsebayes.nas.rows import switch_rows
 from sparsebayes.nas.spaces import Decision, Space
 from sparsebayes.nas.supernet import Supernet
@@ -34,9 +34,10 @@ from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.fit import fast_layout_
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.schedule import one_cycle
+from sparsebayes.train.search_methods import make_method, weight_groups
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["SearchLoaders", "Searcher", "WithSwitches", "check_batch", "decision_of", "make_method"]
+__all__ = ["SearchLoaders", "Searcher", "WithSwitches", "check_batch", "decision_of"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class SearchLoaders:
         train: for the weights, and for the switches where they learn together; shuffled, augmented.
         switches: for switches that learn from images of their own; the same images as `train` otherwise.
         plain: the images of `train` as they are, for curvature.
-        heldout: for records; nothing is decided on them.
+        heldout: for records, and to choose among drawn architectures.
     """
 
     train: Loader
@@ -87,7 +88,7 @@ class Searcher:
         self._reporter = reporter
         section = recipe.search
         self._weights = torch.optim.SGD(
-            list(supernet.network.parameters()),
+            weight_groups(supernet, self.method),
             section.lr,
             section.momentum,
             weight_decay=section.weight_decay,
@@ -122,9 +123,10 @@ class Searcher:
         """The genotype that the present beliefs give; before the first update there are none."""
         supernet, method = self.supernet, self.method
         table = supernet.table
-        on = method.keep().cpu() & self._alive_groups()
+        alive = self._alive_groups()
         rule = decision_of(self.recipe.search, supernet.space, method)
-        return decide(supernet.space, table, on, method.scores().cpu(), rule)
+        scores = living_scores(method.scores().cpu(), alive)
+        return decide(supernet.space, table, method.keep().cpu() & alive, scores, rule)
 
     def _run_epoch(self, total: int) -> None:
         """One pass over the training images."""
@@ -145,6 +147,7 @@ class Searcher:
             for images, labels in self.loaders.train:
                 factor = one_cycle(step, total * len(self.loaders.train), warmup=0.02)
                 _set_rate(self._weights, section.lr * factor)
+                self._set_decay()
                 if learns and self.method.bilevel:
                     self._step_switches(generator)
                 losses.append(self._step(images, labels, generator, learns, section.switch_lr * factor))
@@ -156,6 +159,13 @@ class Searcher:
                 "search.grad_clip"
             )
         self._log(loss, section.lr * factor)
+
+    def _set_decay(self) -> None:
+        """Let the weights of operations decay as the method says."""
+        shares = self.method.decay_shares()
+        if shares is not None:
+            for group, share in zip(self._weights.param_groups[1:], shares.tolist(), strict=True):
+                group["weight_decay"] = self.recipe.search.weight_decay * share
 
     def _step(
         self, images: Tensor, labels: Tensor, generator: Generator, learns: bool, rate: float
@@ -271,7 +281,9 @@ class Searcher:
         held = evaluate(WithSwitches(self.supernet, values), self.loaders.heldout)
         phase = "warmup" if self._epoch < self.recipe.search.warmup_epochs else "search"
         record = {"phase": phase, "epoch": self._epoch + 1, "lr": lr, "train_loss": loss}
-        self._record({**record, "heldout_loss": held.loss, "heldout_error": held.error})
+        self._record(
+            {**record, "heldout_loss": held.loss, "heldout_error": held.error, **self.method.figures()}
+        )
         self._reporter.line(
             f"{phase} epoch {self._epoch + 1}: training loss {loss:.3f}, held-out error {100 * held.error:.2f} %"
         )
@@ -296,27 +308,6 @@ class Searcher:
             self._switches.load_state_dict(state["switches"])
         self.method.load_state_dict(state["method"])
         self._epoch = state["epoch"]
-
-
-def make_method(recipe: SearchRecipe, supernet: Supernet, num_data: int) -> Method:
-    """The method that a recipe asks for.
-
-    Args:
-        recipe: its posterior, or its baseline; for `random`, which learns nothing, any will do.
-        supernet: whose switches it is about.
-        num_data: training images.
-    """
-    section = recipe.search
-    name = recipe.posterior if section.baseline in ("none", "random") else section.baseline
-    options = Options(
-        num_data=num_data,
-        strength=section.strength_for(num_data),
-        rule=section.rule,
-        joint=section.joint,
-        switch_lr=section.switch_lr,
-        momentum=section.momentum,
-    )
-    return METHODS[name](supernet.table, options)
 
 
 def decision_of(section: SearchSection, space: Space, method: Method) -> Decision:

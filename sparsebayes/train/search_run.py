@@ -20,6 +20,7 @@ from sparsebayes.nas.decision import Decided
 from sparsebayes.nas.draw import draw_cell
 from sparsebayes.nas.genotype import Genotype, Op
 from sparsebayes.nas.network import build_network, inherit_
+from sparsebayes.nas.posteriors import DropoutSearch, NaturalGradientSearch
 from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.report import read_report, summary_line, write_report
@@ -33,6 +34,7 @@ from sparsebayes.train.random_search import random_search
 from sparsebayes.train.results import results
 from sparsebayes.train.retrain import retrain_
 from sparsebayes.train.search import Searcher
+from sparsebayes.train.search_draws import choose_architecture
 from sparsebayes.train.search_results import about_search, search_results
 from sparsebayes.train.search_setup import Setting, set_up
 from sparsebayes.train.seeding import derive_seed
@@ -151,7 +153,7 @@ class _SearchRun:
             )
             worth: dict[str, dict[Op, float]] = {}
         else:
-            decided = self._searcher.run()
+            decided = self._decided()
             worth = self._write_switches(decided)
         for key in decided.rescued:
             self._reporter.line(
@@ -164,6 +166,22 @@ class _SearchRun:
         write_atomically(path, genotype.to_json())
         share = 100 * genotype.parameter_free_share
         self._reporter.line(f"found {genotype.num_ops} operations, {share:.0f} % of them without weights")
+
+    def _decided(self) -> Decided:
+        """The method's decision when the supernet is trained, or the best of several draws."""
+        searcher, setting = self._searcher, self._setting
+        own, method = searcher.run(), searcher.method
+        if self._recipe.num_draws == 1 or not isinstance(method, (NaturalGradientSearch, DropoutSearch)):
+            return own
+        return choose_architecture(
+            self._recipe,
+            setting.supernet,
+            method,
+            own,
+            setting.search_loaders,
+            self._record,
+            self._reporter,
+        )
 
     def _write_switches(self, decided: Decided) -> dict[str, dict[Op, float]]:
         """Write what every group is worth, and whether it is part of the genotype; the worth by cell and operation."""
@@ -199,7 +217,8 @@ class _SearchRun:
         network.to(device)
         if section.inherit:
             supernet = setting.supernet
-            inherit_(network, supernet.network, supernet.switches * supernet.alive, supernet.table)
+            values = self._searcher.method.inherited(supernet.switches) * supernet.alive
+            inherit_(network, supernet.network, values, supernet.table)
         self._reporter.phase("retrain", section.epochs)
         ended = retrain_(
             network,

@@ -10,12 +10,15 @@ from sparsebayes.data import Dataset, Images, Loader, load, split
 from sparsebayes.errors import DataError, ModelError, RecipeError
 from sparsebayes.nas.catalogue import find_space
 from sparsebayes.nas.network import Shape
+from sparsebayes.nas.posteriors import METHODS
 from sparsebayes.nas.supernet import Supernet
 from sparsebayes.nas.tabular import BenchTable
 from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.train.evaluation import check_logits
 from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.search import SearchLoaders, check_batch
+from sparsebayes.train.search_draws import check_sampling
+from sparsebayes.train.search_methods import method_name
 from sparsebayes.train.seeding import derive_seed
 from sparsebayes.train.setup import make_loaders, resolve_device
 
@@ -51,6 +54,7 @@ def set_up(recipe: SearchRecipe) -> Setting:
         DataError: data that are absent, or too few images for the batches.
         ModelError: images that the supernet cannot take.
     """
+    check_sampling(recipe)
     section = recipe.search
     space = find_space(section.space)
     if recipe.table is not None and space.name != "nas_bench_201":
@@ -68,6 +72,10 @@ def set_up(recipe: SearchRecipe) -> Setting:
     if recipe.retrain.inherit and section.baseline in ("darts", "random"):
         raise RecipeError(
             f"retrain.inherit takes switches, which baseline {section.baseline} does not learn; set it to false"
+        )
+    if recipe.retrain.inherit and method_name(recipe) == "natural_gradient":
+        raise RecipeError(
+            "retrain.inherit takes switches, which posterior natural_gradient does not learn; set it to false"
         )
     if not space.shared and recipe.retrain.depth not in (None, section.depth):
         raise RecipeError(
@@ -115,7 +123,7 @@ def _search_loaders(
             f"search.num_images is {section.num_images}, but only {len(train)} images are left; lower it"
         )
     own = train
-    if section.baseline == "darts":
+    if METHODS[method_name(recipe)].bilevel:
         train, own = split(train, holdout=len(train) // 2, seed=derive_seed(recipe.seed, "search", "halves"))
     batch = section.batch_size or recipe.data.batch_size
     check_batch(batch, len(train))

@@ -76,6 +76,23 @@ def test_stick_keeps_tiny_entries_relatively_exact() -> None:
     torch.testing.assert_close(outer[0, 1:], -p[1:], rtol=1e-12, atol=0.0)
 
 
+@pytest.mark.parametrize("spread", ["even", "random"])
+def test_saturated_logits_have_the_root_of_the_exact_columns(spread: str) -> None:
+    # Probabilities down to subnormal numbers and 0: the rest that a stick is broken off from is next to nothing.
+    if spread == "even":
+        logits = torch.stack([torch.linspace(-1600, 1600, 10, dtype=torch.float64), torch.arange(10) * 372.4])
+    else:
+        generator = torch.Generator().manual_seed(0)
+        logits = 300 * torch.randn(4000, 10, generator=generator, dtype=torch.float64)
+        assert bool(((logits.softmax(1) > 0) & (logits.softmax(1) < 1e-308)).any())
+    columns = stick(logits, _units(logits))
+    assert bool(columns.isfinite().all())
+    torch.testing.assert_close(_outer(columns), _outer(class_columns(logits)), rtol=1e-12, atol=1e-15)
+    signs = torch.where(torch.arange(10) % 3 == 0, -1.0, 1.0).double().expand(len(logits), 10)
+    drawn = torch.einsum("kbi,bk->bi", columns, signs)
+    torch.testing.assert_close(stick(logits, signs), drawn, rtol=1e-12, atol=1e-30)
+
+
 @pytest.mark.parametrize("case", LOGITS)
 def test_stick_is_linear_in_the_signs(case: str) -> None:
     logits = LOGITS[case]

@@ -12,7 +12,15 @@ from torch import nn
 from sparsebayes.errors import NumericsError
 from sparsebayes.nas import Genotype, build_network
 from sparsebayes.nas.decision import connected
-from sparsebayes.nas.proxies import PROXIES, grad_norm, naswot, params, rank_correlation, synflow
+from sparsebayes.nas.proxies import (
+    PROXIES,
+    grad_norm,
+    naswot,
+    params,
+    rank_average,
+    rank_correlation,
+    synflow,
+)
 from sparsebayes.nas.tabular import BenchTable, cell_of
 
 
@@ -97,3 +105,11 @@ def test_proxies_rank_cells_of_the_benchmark_as_their_accuracies_do():
     assert rank_correlation(scores["synflow"], truth) > 0.55
     assert rank_correlation(scores["naswot"], truth) > 0.55
     assert rank_correlation(scores["params"], truth) > 0.5
+
+
+def test_rank_average_is_the_mean_of_ranks_with_ties_shared():
+    # Ranks 2, 0, 1 and 0.5, 2, 0.5.
+    assert rank_average([[5.0, -math.inf, 1.0], [0.0, 9.0, 0.0]]) == [1.25, 1.0, 0.75]
+    for bad in ([], [[]], [[1.0], [1.0, 2.0]], [[math.nan]]):
+        with pytest.raises(NumericsError, match="expected"):
+            rank_average(bad)

@@ -10,11 +10,31 @@ from pydantic import BaseModel
 from sparsebayes.nas import SPACES
 from sparsebayes.nas.methods import METHODS
 from sparsebayes.recipe import SearchRecipe, dump_recipe, json_schema, load_recipe, parse_recipe
+from sparsebayes.recipe.posteriors import (
+    ArchitectureSamplingSection,
+    LogitGaussianSection,
+    OperationDropoutSection,
+)
 from sparsebayes.recipe.schema import Recipe
 from sparsebayes.recipe.search_schema import SPACE_NAMES, CompressSection, RetrainSection, SearchSection
 
-SECTIONS: list[type[BaseModel]] = [SearchRecipe, SearchSection, RetrainSection, CompressSection]
-NAMES = ["nas_bench201", "nas_proxy", "nas_proxyless", "nas_then_compress"]
+SECTIONS: list[type[BaseModel]] = [
+    ArchitectureSamplingSection,
+    LogitGaussianSection,
+    OperationDropoutSection,
+    SearchRecipe,
+    SearchSection,
+    RetrainSection,
+    CompressSection,
+]
+NAMES = [
+    "nas_bench201",
+    "nas_bench201_balenas",
+    "nas_proxy_pgnas",
+    "nas_proxy",
+    "nas_proxyless",
+    "nas_then_compress",
+]
 
 
 def test_the_spaces_and_methods_that_recipes_may_name_are_those_there_are():

@@ -125,9 +125,20 @@ def test_the_operation_that_the_data_need_is_found_by_every_seed(tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
-@pytest.mark.parametrize("baseline", ["none", "darts"])
-def test_an_interrupted_search_goes_on_to_the_same_numbers(tmp_path, monkeypatch, stop_at, baseline):
+@pytest.mark.parametrize(
+    ("baseline", "posterior"),
+    [
+        ("none", "laplace"),
+        ("darts", "laplace"),
+        ("none", "natural_gradient"),
+        ("none", "variational_dropout"),
+    ],
+)
+def test_an_interrupted_search_goes_on_to_the_same_numbers(
+    tmp_path, monkeypatch, stop_at, baseline, posterior
+):
     changes = {
+        "posterior": posterior,
         "search__baseline": baseline,
         "search__cycles": 3,
         "search__epochs": 1,

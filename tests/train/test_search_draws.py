@@ -1,0 +1,255 @@
+"""Decisions among drawn architectures: the judge's best is taken, nothing is left changed, mistakes are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sparsebayes.errors import RecipeError
+from sparsebayes.export.saved import load_model
+from sparsebayes.inference.sampling import expected_best
+from sparsebayes.nas import SPACES, Genotype, Shape, Supernet
+from sparsebayes.nas.decision import decide
+from sparsebayes.nas.proxies import synflow
+from sparsebayes.recipe import SearchRecipe, load_recipe, parse_recipe
+from sparsebayes.train import search_draws
+from sparsebayes.train.progress import Reporter
+from sparsebayes.train.run import run_recipe
+from sparsebayes.train.search import Searcher, WithSwitches
+from sparsebayes.train.search_draws import choose_architecture, groups_of
+from sparsebayes.train.search_setup import Setting, set_up
+
+(CELL,) = SPACES["nas_bench_201"].cells
+
+
+def recipe(posterior: str, *overrides: str) -> SearchRecipe:
+    """A search of seconds in the space of NAS-Bench-201."""
+    base = {
+        "version": 1,
+        "name": "tiny",
+        "task": "search",
+        "posterior": posterior,
+        "data": {"name": "embedded_cifar10", "holdout": 60, "batch_size": 20, "augment": "none"},
+        "search": {"space": "nas_bench_201", "width": 4, "depth": 1, "num_images": 80, "lr": 0.05},
+        "curvature": {"num_images": 20},
+        "retrain": {"epochs": 0},
+        "sampling": {"count": 6, "norm_batches": 1},
+        "export": {"onnx": False},
+        "evaluate": {"latency": False},
+    }
+    parsed = parse_recipe(yaml.safe_dump(base), "tiny.yaml", overrides=list(overrides))
+    assert isinstance(parsed, SearchRecipe)
+    return parsed
+
+
+def searched(recipe: SearchRecipe, folder: Path) -> tuple[Setting, Searcher]:
+    """A supernet after its search, and what searched it."""
+    setting = set_up(recipe)
+    folder.mkdir()
+    with Reporter(quiet=True) as reporter:
+        searcher = Searcher(
+            recipe, setting.supernet, setting.search_loaders, folder, lambda row: None, reporter
+        )
+        searcher.run()
+    return setting, searcher
+
+
+def chosen(setting: Setting, searcher: Searcher) -> tuple[Genotype, dict]:
+    rows: list[dict] = []
+    with Reporter(quiet=True) as reporter:
+        found = choose_architecture(
+            setting.recipe,
+            setting.supernet,
+            searcher.method,
+            searcher.decide(),
+            setting.search_loaders,
+            rows.append,
+            reporter,
+        )
+    (row,) = rows
+    return found.genotype, row
+
+
+def test_dropout_takes_the_lowest_held_out_loss_and_leaves_the_supernet_as_it_is(tmp_path, monkeypatch):
+    setting, searcher = searched(recipe("variational_dropout"), tmp_path / "run")
+    before = {name: value.clone() for name, value in setting.supernet.state_dict().items()}
+    skipped = [cell._skip for cell in setting.supernet.network.cells]
+    seen: list[tuple[torch.Tensor, float]] = []
+    evaluate = search_draws.evaluate
+
+    def watch(model: WithSwitches, loader: object) -> object:
+        result = evaluate(model, loader)
+        seen.append((model.supernet.alive.clone(), result.loss))
+        return result
+
+    monkeypatch.setattr(search_draws, "evaluate", watch)
+    genotype, row = chosen(setting, searcher)
+    assert len(row["losses"]) == len(row["random_losses"]) == 6
+    assert row["losses"][row["best"]] == min(row["losses"])
+    assert row["curve"] == pytest.approx(expected_best(row["losses"]).tolist())
+    # What was judged is the supernet with the genotype's operations alone.
+    table = setting.supernet.table
+    alive = groups_of(table, genotype)[table.group]
+    assert min(loss for on, loss in seen if torch.equal(on, alive)) == min(row["losses"])
+    after = setting.supernet.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [cell._skip for cell in setting.supernet.network.cells] == skipped
+
+
+def test_proxies_rank_fresh_networks_and_the_mean_is_a_candidate(tmp_path):
+    # With one proxy its own order decides.
+    setting, searcher = searched(recipe("natural_gradient", "sampling.proxies=[synflow]"), tmp_path / "run")
+    own = searcher.decide().genotype
+    genotype, row = chosen(setting, searcher)
+    values = row["proxies"]["synflow"]
+    assert row["candidates"][0] == 0 and len(values) == row["distinct"] == len(row["mean_ranks"])
+    assert values[row["candidates"].index(row["best"])] == max(values)
+    assert (genotype == own) == (row["best"] == 0)
+    images = next(iter(setting.search_loaders.plain))[0]
+    with torch.random.fork_rng():
+        torch.manual_seed(search_draws.derive_seed(0, "search", "proxies"))
+        network = search_draws.build_network(genotype, **vars(setting.supernet.shape))
+    assert synflow(network, images, images) == max(values)
+
+
+def test_what_was_switched_off_for_good_is_in_no_candidate(tmp_path):
+    changes = ("variational_dropout.lr=5.0", "variational_dropout.length_scale=1e5", "sampling.count=12")
+    setting, searcher = searched(recipe("variational_dropout", *changes), tmp_path / "run")
+    # Nearly nothing is kept in a draw, so that cells are rescued by their best path.
+    assert float(searcher.method.scores().max()) < 0.05
+    table = setting.supernet.table
+    alone = torch.tensor([switch.edge == 3 and switch.op == "nor_conv_1x1" for switch in table.groups])
+    straight = torch.tensor([CELL.edges[switch.edge].source == 0 for switch in table.groups]) & ~alone
+    on = alone | (straight & torch.tensor([switch.op == "skip_connect" for switch in table.groups]))
+    setting.supernet.switch_off_(~on)
+    genotype, _ = chosen(setting, searcher)
+    assert bool(on[groups_of(table, genotype)].all())
+
+
+def test_weights_of_operations_decay_by_the_probability_of_being_kept(tmp_path):
+    setting, searcher = searched(recipe("variational_dropout"), tmp_path / "run")
+    groups = searcher._weights.param_groups
+    table = setting.supernet.table
+    held = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(held) == sorted(id(parameter) for parameter in setting.supernet.network.parameters())
+    number = next(
+        n for n, switch in enumerate(table.groups) if switch.edge == 2 and switch.op == "nor_conv_3x3"
+    )
+    for cell in setting.supernet.network.cells:
+        module = dict(cell.operations())[2, "nor_conv_3x3"]
+        assert {id(p) for p in module.parameters()} <= {id(p) for p in groups[1 + number]["params"]}
+    decay = setting.recipe.search.weight_decay
+    assert groups[0]["weight_decay"] == decay
+    searcher._set_decay()
+    assert groups[1 + number]["weight_decay"] == pytest.approx(
+        decay * float(searcher.method.scores()[number])
+    )
+    constant = searched(
+        recipe("variational_dropout", "variational_dropout.adaptive=false"), tmp_path / "constant"
+    )[1]
+    assert len(constant._weights.param_groups) == 1
+
+
+@pytest.mark.parametrize("posterior", ["variational_dropout", "natural_gradient"])
+def test_a_choice_is_repeatable_and_leaves_the_callers_random_numbers(tmp_path, posterior):
+    setting, searcher = searched(recipe(posterior), tmp_path / "run")
+    state = torch.random.get_rng_state()
+    first = chosen(setting, searcher)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert chosen(setting, searcher) == first
+
+
+@pytest.mark.parametrize("posterior", ["variational_dropout", "natural_gradient"])
+def test_a_certain_posterior_keeps_its_own_decision(tmp_path, posterior):
+    setting, searcher = searched(recipe(posterior), tmp_path / "run")
+    posterior_state = searcher.method.posterior.state_dict()
+    name = "logits" if posterior == "variational_dropout" else "mean"
+    steps = torch.arange(len(posterior_state[name])) % 4
+    posterior_state[name] = (40.0 * steps - 20).clamp(max=20.0).double()
+    if posterior == "natural_gradient":
+        posterior_state["curvature"] = torch.full_like(posterior_state["curvature"], 1e6)
+        posterior_state[name] = 40.0 * steps.double()
+    searcher.method.posterior.load_state_dict(posterior_state)
+    genotype, row = chosen(setting, searcher)
+    assert row["distinct"] == 1
+    assert genotype == searcher.decide().genotype
+
+
+@pytest.mark.parametrize("space", ["nas_bench_201", "darts", "tree"])
+def test_groups_of_a_genotype_give_it_back(space):
+    supernet = Supernet(SPACES[space], Shape(width=2, depth=1))
+    table = supernet.table
+    scores = torch.rand(table.num_groups, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = decide(supernet.space, table, scores > 0.5, scores).genotype
+    on = groups_of(table, found)
+    assert decide(supernet.space, table, on, scores).genotype == found
+    operations = sum(switch.op is not None for switch, flag in zip(table.groups, on, strict=True) if flag)
+    assert operations == found.num_ops
+
+
+@pytest.mark.parametrize("posterior", ["variational_dropout", "natural_gradient"])
+def test_a_run_records_what_was_drawn(tmp_path, posterior):
+    folder = run_recipe(recipe(posterior, "table=embedded"), out=tmp_path / "run", quiet=True)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row["phase"] == "sample"]
+    assert row["distinct"] > 1
+    noted = "mean_relevance" if posterior == "variational_dropout" else "exploration_noise"
+    assert all(noted in row for row in rows if row["phase"] == "search")
+    report = json.loads((folder / "report.json").read_text())
+    assert report["method"] == posterior and report["table"]["ranks"]["c10_test_200"] >= 1
+    page = (folder / "report.html").read_text()
+    assert ("Best of n" in page) == (posterior == "variational_dropout")
+
+
+def test_inherited_weights_of_a_drawn_architecture_are_the_supernets(tmp_path):
+    changes = ("retrain.inherit=true", "sampling.norm_batches=0", "sampling.baseline=false")
+    folder = run_recipe(recipe("variational_dropout", *changes), out=tmp_path / "run", quiet=True)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = next(row for row in rows if row["phase"] == "sample")["losses"]
+    setting = set_up(recipe("variational_dropout"))
+    network = load_model(folder / "found")
+    assert search_draws.evaluate(network, setting.search_loaders.heldout).loss == pytest.approx(
+        min(losses), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("posterior", "change", "says"),
+    [
+        ("laplace", [], "sampling draws from a posterior that is learned along with the weights"),
+        ("natural_gradient", ["search.baseline=darts"], "but search.baseline is darts; leave out sampling"),
+        ("natural_gradient", ["natural_gradient.initial_precision=0.5"], "below prior_precision 1.0"),
+        ("natural_gradient", ["retrain.inherit=true"], "which posterior natural_gradient does not learn"),
+    ],
+)
+def test_contradictions_are_named(posterior, change, says):
+    with pytest.raises(RecipeError, match=says):
+        set_up(recipe(posterior, *change))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("sampling.count=0", "sampling.count"),
+        ("variational_dropout.initial=1.0", "variational_dropout.initial"),
+        ("variational_dropout.initial=0.0", "variational_dropout.initial"),
+        ("natural_gradient.prior_precision=0.0", "natural_gradient.prior_precision"),
+        ("sampling.proxies=[synflw]", "did you mean 'synflow'"),
+        ("sampling.proxies=[]", "sampling.proxies"),
+    ],
+)
+def test_options_out_of_range_are_named(change, says):
+    with pytest.raises(RecipeError, match=says):
+        recipe("natural_gradient", change)
+
+
+def test_the_papers_number_of_draws_is_the_default():
+    assert load_recipe("nas_bench201").num_draws == 1
+    for name, count in (("variational_dropout", 50), ("natural_gradient", 1)):
+        assert load_recipe("nas_bench201", overrides=[f"posterior={name}"]).num_draws == count
+    random = load_recipe("nas_bench201", overrides=["search.baseline=random"])
+    assert random.num_draws == 1
