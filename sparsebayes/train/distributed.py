@@ -108,7 +108,10 @@ def join(recipe: AnyRecipe) -> bool:
         backend = "cpu:gloo,cuda:nccl"
     if not _running():
         try:
-            distributed.init_process_group(backend, timeout=TIMEOUT)
+            store, rank, count = next(distributed.rendezvous("env://", timeout=TIMEOUT))
+            # torchrun keeps the addresses of processes that died: those of this start must not be mixed with them.
+            store = distributed.PrefixStore(f"start {process.restarts}", store)
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise RunError(f"the processes of the run do not find each other: {one_line(error)}") from None
     return process.is_first
