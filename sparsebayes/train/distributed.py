@@ -31,6 +31,8 @@ import torch
 from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsebayes.data.loader import Loader
@@ -108,9 +110,9 @@ def join(recipe: AnyRecipe) -> bool:
         backend = "cpu:gloo,cuda:nccl"
     if not _running():
         try:
-            store, rank, count = next(distributed.rendezvous("env://", timeout=TIMEOUT))
+            store, rank, count = next(rendezvous("env://", timeout=TIMEOUT))
             # torchrun keeps the addresses of processes that died: those of this start must not be mixed with them.
-            store = distributed.PrefixStore(f"start {process.restarts}", store)
+            store = PrefixStore(f"start {process.restarts}", store)
             distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise RunError(f"the processes of the run do not find each other: {one_line(error)}") from None
@@ -176,7 +178,9 @@ def shared_folder(open_folder: Callable[[], Path]) -> Iterator[Path]:
         _send(b" ")
         paths = [folder / "pareto.json", *folder.glob("checkpoint*.pt"), *(folder / "points").rglob("*")]
         files = {
-            path.relative_to(folder).as_posix(): torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+            path.relative_to(folder).as_posix(): torch.frombuffer(
+                bytearray(path.read_bytes()), dtype=torch.uint8
+            )
             for path in paths
             if path.is_file() and path.stat().st_size
         }
@@ -251,7 +255,7 @@ def add_up_gradients_(parameters: Sequence[Tensor], weight: float) -> None:
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     flat.mul_(weight)
     distributed.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view(gradient.shape))
 
 

@@ -65,7 +65,9 @@ def run_recipe(
         return _run_compression(recipe, out, resume, quiet, overwrite)
 
 
-def _run_compression(recipe: Recipe, out: Path | None, resume: Path | None, quiet: bool, overwrite: bool) -> Path:
+def _run_compression(
+    recipe: Recipe, out: Path | None, resume: Path | None, quiet: bool, overwrite: bool
+) -> Path:
     """Check that the recipe can be carried out, and compress; the arguments are those of `run_recipe`."""
     prior = recipe.prior
     if prior.joint and (prior.scale != "switches" or prior.rule != "evidence"):

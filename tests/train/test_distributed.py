@@ -18,6 +18,7 @@ from sparsebayes.cli import main
 from sparsebayes.errors import RecipeError, RunError
 from sparsebayes.prune import Selection
 from sparsebayes.recipe import parse_recipe
+from sparsebayes.train import distributed as distributed_module
 from sparsebayes.train.distributed import (
     _joined,
     add_up_gradients_,
@@ -30,6 +31,7 @@ from sparsebayes.train.distributed import (
     own_images,
     same_scores,
     share_of,
+    shared_folder,
 )
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.front import read_front
@@ -39,7 +41,10 @@ from sparsebayes.train.run import run_recipe
 TASK = '''
 import torch
 from torch import nn
-from sparsebayes.data import Dataset, Images, load
+from sparsebayes.data import Dataset, Images, Loader, load
+from sparsebayes.models import build
+from sparsebayes.recipe.schema import TrainSection
+from sparsebayes.train.fit import Phase, fit_
 
 def _images(seed, num):
     generator = torch.Generator().manual_seed(seed)
@@ -67,16 +72,25 @@ class Net(nn.Module):
         x = torch.max_pool2d(torch.relu(self.conv(x.double())), 2)
         return self.out(torch.relu(self.hidden(torch.flatten(x, 1))))
 
-def small_mnist():
-    """Every eighth of the embedded images."""
+def mnist_losses():
+    """Training loss of LeNet-5's first epoch on some of MNIST, and the held-out loss after it, in float32."""
     whole = load("embedded_mnist")
-    images = Images(whole.train.images[::8].clone(), whole.train.labels[::8].clone())
-    return Dataset("small", images, Images(whole.test.images[:100], whole.test.labels[:100]), 10, whole.mean, whole.std)
+    def loader(rows, **options):
+        images = Images(whole.train.images[rows].clone(), whole.train.labels[rows].clone())
+        return Loader(images, mean=whole.mean, std=whole.std, **options)
+    train = loader(slice(0, None, 5), batch_size=98, shuffle=True, augment="shift")
+    heldout = loader(slice(1, 2500, 10), batch_size=200, shuffle=False)
+    torch.manual_seed(0)
+    model = build("lenet5_caffe", {})
+    phase = Phase(name="first", epochs=1, lr=0.03, seed=0)
+    seen = []
+    end = fit_(model, train, heldout, phase, TrainSection(), on_epoch=lambda epoch: seen.append(epoch.train_loss))
+    return [*seen, end.loss]
 '''
 
 # Each process writes down what it decides, and a process can be told to die within a phase.
 WORKER = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from sparsebayes.cli import main
 from sparsebayes.train import compress
@@ -98,6 +112,10 @@ def fit_(model, loader, heldout, phase, settings, *, on_epoch, **options):
             os.kill(os.getpid(), signal.SIGKILL)
         on_epoch(epoch)
 
+    if phase.name == "pretrain" and not death:
+        from shared_task import mnist_losses
+
+        witness.with_name("mnist" + os.environ["RANK"]).write_text(json.dumps(mnist_losses()))
     return fit(model, loader, heldout, phase, settings, on_epoch=dying if death else on_epoch, **options)
 
 if __name__ == "__main__":
@@ -140,7 +158,9 @@ def place(tmp_path_factory: pytest.TempPathFactory):
     os.chdir(before)
 
 
-def torchrun(place: Path, *arguments: str, restarts: int = 0, deaths: str = "") -> subprocess.CompletedProcess[str]:
+def torchrun(
+    place: Path, *arguments: str, restarts: int = 0, deaths: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Start two processes with `sparsebayes run`."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     package = str(Path(sparsebayes.__file__).parents[1])
@@ -228,21 +248,14 @@ def test_a_death_ends_all_and_a_restart_and_a_resumption_go_on(place: Path, two:
     assert losses(place / "died") == losses(two)
 
 
-def test_float32_on_mnist_differs_by_rounding_alone(place: Path) -> None:
-    overrides = ["data.name=shared_task:small_mnist", "model.name=lenet5_caffe", "data.holdout=250"]
-    overrides += ["data.batch_size=100", "train.lr=0.02", "train.pretrain.epochs=1", "train.cycles.count=1"]
-    overrides += ["train.cycles.epochs=0", "train.finetune.epochs=0", "prior.joint=true", "train.distill=0"]
-    run_recipe(parse_recipe(RECIPE, "corners.yaml", overrides=overrides), out=place / "mnist1", quiet=True)
-    done = torchrun(place, "corners.yaml", *overrides, "--out", "mnist2")
-    assert done.returncode == 0, done.stderr
-    alone, shared = (losses(place / name)[:2] for name in ("mnist1", "mnist2"))
-    assert shared == pytest.approx(alone, rel=1e-4)
+def test_float32_on_mnist_differs_by_rounding_alone(place: Path, two: Path) -> None:
+    from shared_task import mnist_losses
 
-
-def test_mistakes_are_said_by_the_first_process_and_known_to_all(place: Path, two: Path) -> None:
-    done = torchrun(place, "corners.yaml", "--out", "two")
-    assert done.returncode != 0
-    assert done.stderr.count("error: two exists already") == 2, done.stderr
+    alone = mnist_losses()
+    shared = [json.loads((place / "witness" / f"mnist{rank}").read_text()) for rank in (0, 1)]
+    assert shared[0] == shared[1], "every process knows the losses of all"
+    assert len(alone) == 2
+    assert shared[0] == pytest.approx(alone, rel=1e-4)
 
 
 # One process stands for many: these replace what torch.distributed would say.
@@ -311,7 +324,10 @@ def test_gradients_of_any_layout_are_weighted_and_added(three, monkeypatch: pyte
     unused, row = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(4))
     image.grad = torch.randn(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
     row.grad = torch.randn(4)
-    expected = [0.25 * image.grad + torch.arange(24.0).view(2, 3, 2, 2), 0.25 * row.grad + torch.arange(24.0, 28.0)]
+    expected = [
+        0.25 * image.grad + torch.arange(24.0).view(2, 3, 2, 2),
+        0.25 * row.grad + torch.arange(24.0, 28.0),
+    ]
     add_up_gradients_([image, unused, row], 0.25)
     torch.testing.assert_close([image.grad, row.grad], expected)
     assert len(others) == 1, "one sum for all"
@@ -343,6 +359,40 @@ def test_different_decisions_are_found(three, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(distributed, "all_gather", gather(2))
     with pytest.raises(RunError, match="same selection in every process, but process 2 has another"):
         check_same("selection", "a")
+
+
+def test_a_folder_that_cannot_be_opened_is_known_to_all(three, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    monkeypatch.setattr(distributed_module, "_send", sent.append)
+    monkeypatch.setattr(distributed_module, "_received", lambda: sent.pop(0))
+
+    def refuse() -> Path:
+        raise RunError("two exists already")
+
+    for rank in (0, 1):
+        three(rank)
+        with pytest.raises(RunError, match="two exists already"), shared_folder(refuse):
+            raise AssertionError
+
+
+def test_the_others_get_the_state_and_write_elsewhere(
+    three, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sent: list[bytes] = []
+    monkeypatch.setattr(distributed_module, "_send", sent.append)
+    monkeypatch.setattr(distributed_module, "_received", lambda: sent.pop(0))
+    (tmp_path / "points" / "0").mkdir(parents=True)
+    state = {"pareto.json": "[]", "checkpoint.pt": "c", "checkpoint.earlier.pt": "e", "points/0/m": "\0"}
+    for name, text in {**state, "metrics.jsonl": "{}"}.items():
+        (tmp_path / name).write_text(text)
+    three(0)
+    with shared_folder(lambda: tmp_path) as folder:
+        assert folder == tmp_path
+    three(1)
+    with shared_folder(lambda: tmp_path) as folder:
+        assert folder != tmp_path
+        assert {name: (folder / name).read_text() for name in files(folder)} == state
+    assert not folder.exists()
 
 
 def test_a_broken_connection_is_a_sentence(three) -> None:
