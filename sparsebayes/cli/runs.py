@@ -102,10 +102,11 @@ def run(
             )
         except KeyboardInterrupt as interrupt:
             known = interrupt.args[0] if interrupt.args else resume or target
-            if known is not None:
+            if known is not None and process.is_first:
                 again = [*_program(), "run", recipe, *own]
                 again += ["--preset", preset] if preset is not None else []
-                click.echo(f"continue with: {shlex.join([*again, '--resume', str(known)])}", err=True)
+                words = "continue with" if process.count == 1 else "continue, started by torchrun as before, with"
+                click.echo(f"{words}: {shlex.join([*again, '--resume', str(known)])}", err=True)
             raise
         if not process.is_first:
             return
