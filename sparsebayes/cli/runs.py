@@ -13,7 +13,7 @@ import click
 from sparsebayes.cli import arguments
 from sparsebayes.cli.program import BUDGET_MISSED, main
 from sparsebayes.errors import RunError
-from sparsebayes.train.launcher import launched
+from sparsebayes.launcher import launched
 
 __all__ = ["run"]
 
@@ -105,7 +105,9 @@ def run(
             if known is not None and process.is_first:
                 again = [*_program(), "run", recipe, *own]
                 again += ["--preset", preset] if preset is not None else []
-                words = "continue with" if process.count == 1 else "continue, started by torchrun as before, with"
+                words = (
+                    "continue with" if process.count == 1 else "continue, started by torchrun as before, with"
+                )
                 click.echo(f"{words}: {shlex.join([*again, '--resume', str(known)])}", err=True)
             raise
         if not process.is_first:

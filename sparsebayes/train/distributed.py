@@ -37,9 +37,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsebayes.data.loader import Loader
 from sparsebayes.errors import RecipeError, RunError, SparseBayesError, one_line
+from sparsebayes.launcher import launched
 from sparsebayes.recipe import AnyRecipe, SearchRecipe
 from sparsebayes.train.evaluation import Evaluation, evaluate
-from sparsebayes.train.launcher import launched
 
 __all__ = [
     "Share",

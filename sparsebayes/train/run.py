@@ -15,6 +15,7 @@ import torch
 
 from sparsebayes.data import load
 from sparsebayes.errors import RecipeError
+from sparsebayes.launcher import launched
 from sparsebayes.prune.gating import check_gates
 from sparsebayes.recipe import AnyRecipe, Recipe, SearchRecipe
 from sparsebayes.report import read_report, summary_line, write_report
@@ -23,7 +24,6 @@ from sparsebayes.train.compress import Compressor
 from sparsebayes.train.distributed import in_turn, join, leave, lost_connections, shared_folder
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_
 from sparsebayes.train.interrupt import terminable
-from sparsebayes.train.launcher import launched
 from sparsebayes.train.posteriors import check_posterior
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import recipe_grouping

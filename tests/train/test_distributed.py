@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 import sparsebayes
 from sparsebayes.cli import main
 from sparsebayes.errors import RecipeError, RunError
+from sparsebayes.launcher import Process, launched
 from sparsebayes.prune import Selection
 from sparsebayes.recipe import parse_recipe
 from sparsebayes.train import distributed as distributed_module
@@ -35,7 +36,6 @@ from sparsebayes.train.distributed import (
 )
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.front import read_front
-from sparsebayes.train.launcher import Process, launched
 from sparsebayes.train.run import run_recipe
 
 TASK = '''
