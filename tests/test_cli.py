@@ -482,19 +482,3 @@ def test_what_only_reads_recipes_does_not_import_torch(arguments):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout
-
-
-def test_several_seeds_in_one_command(tmp_path, monkeypatch):
-    called: list[tuple[int, str]] = []
-
-    def run_recipe(recipe, *, out, **options):
-        called.append((recipe.seed, out.name))
-        return out
-
-    monkeypatch.setattr("sparsebayes.train.run.run_recipe", run_recipe)
-    result = call("run", "quickstart", "--seeds", "3", "--seed", "4", "--out", str(tmp_path / "a"))
-    assert result.exit_code == 0, result.output
-    assert called == [(4, "a-seed4"), (5, "a-seed5"), (6, "a-seed6")]
-    both = call("run", "quickstart", "--seeds", "3", "--resume", str(tmp_path))
-    assert both.exit_code == 2
-    assert "expected either --seeds or --resume, got both" in both.output

@@ -13,6 +13,7 @@ import click
 from sparsebayes.cli import arguments
 from sparsebayes.cli.program import BUDGET_MISSED, main
 from sparsebayes.errors import RunError
+from sparsebayes.launcher import launched
 
 __all__ = ["run"]
 
@@ -79,9 +80,12 @@ def run(
     changes += [f"device={device}"] if device is not None else []
     changes += [f"seed={seed}"] if seed is not None else []
     resolved = arguments.read_recipe(recipe, preset, changes)
-    if resume is not None:
+    process = launched()
+    if resume is not None and process.is_first:
         arguments.require_run(resume)
     arguments.require_device(resolved)
+    if seeds is not None and process.count > 1:
+        raise RunError("expected --seed under torchrun, got --seeds; start it once for each seed")
     from sparsebayes.train.run import run_recipe
 
     missed = []
@@ -98,16 +102,22 @@ def run(
             )
         except KeyboardInterrupt as interrupt:
             known = interrupt.args[0] if interrupt.args else resume or target
-            if known is not None:
+            if known is not None and process.is_first:
                 again = [*_program(), "run", recipe, *own]
                 again += ["--preset", preset] if preset is not None else []
-                click.echo(f"continue with: {shlex.join([*again, '--resume', str(known)])}", err=True)
+                words = (
+                    "continue with" if process.count == 1 else "continue, started by torchrun as before, with"
+                )
+                click.echo(f"{words}: {shlex.join([*again, '--resume', str(known)])}", err=True)
             raise
+        if not process.is_first:
+            return
         click.echo(f"run folder: {folder}")
         missed.append(_missed_budget(folder))
         if missed[-1]:
             click.echo(f"warning: {missed[-1]}", err=True)
-    if any(missed):
+    # To torchrun any other status than 0 is a process that died.
+    if any(missed) and process.count == 1:
         click.get_current_context().exit(BUDGET_MISSED)
 
 

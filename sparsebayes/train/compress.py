@@ -30,6 +30,7 @@ from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe, TrainSection
 from sparsebayes.train.batch_norm import reestimate_
 from sparsebayes.train.budget import goals_of, network_latency_ms, next_aim
+from sparsebayes.train.distributed import from_first
 from sparsebayes.train.evaluation import Evaluation, logits_table
 from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
 from sparsebayes.train.front import Point, band_limit, read_front, replace_point, write_front
@@ -364,7 +365,8 @@ class Compressor:
         budget = self.recipe.prune.budget
         if budget is None or budget.latency_ms is None:
             return None
-        return network_latency_ms(model, self.loaders.example, legacy=self.recipe.export.legacy)
+        legacy = self.recipe.export.legacy
+        return from_first(lambda: network_latency_ms(model, self.loaders.example, legacy=legacy))
 
     def _is_auto(self) -> bool:
         return self.recipe.prior.strength == "auto" and self.recipe.prune.budget is None

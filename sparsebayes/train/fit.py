@@ -21,10 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsebayes.curvature.workers import worker_seed
 from sparsebayes.data.loader import Loader
 from sparsebayes.errors import NumericsError
 from sparsebayes.recipe.schema import TrainSection
-from sparsebayes.train.evaluation import Evaluation, check_logits, evaluate
+from sparsebayes.train.distributed import (
+    add_up_gradients_,
+    add_up_loss,
+    agree_on_norms_,
+    evaluate_together,
+    same_network_,
+    share_of,
+)
+from sparsebayes.train.evaluation import Evaluation, check_logits
 from sparsebayes.train.schedule import one_cycle
 from sparsebayes.train.seeding import derive_seed
 
@@ -109,8 +118,9 @@ def fit_(
         ModelError: If its outputs do not fit the labels.
     """
     fast_layout_(model)
+    same_network_(model)
     initial = _copy(model)
-    start = evaluate(model, heldout)
+    start = evaluate_together(model, heldout)
     if phase.epochs == 0:
         return start
     fresh = {"epoch": 0, "initial": initial, "best": initial, "start": start.loss, "best_loss": start.loss}
@@ -156,7 +166,7 @@ def _attempt(
         loader.reseed_(derive_seed(phase.seed, phase.name, "epoch", epoch))
         # Dropout and the like draw from the global generator: give each epoch its own stream of that as well.
         with torch.random.fork_rng(_cuda_devices(model)):
-            torch.manual_seed(derive_seed(phase.seed, phase.name, "layers", epoch))
+            torch.manual_seed(worker_seed(derive_seed(phase.seed, phase.name, "layers", epoch)))
             loss = _epoch_(
                 model,
                 forward,
@@ -170,7 +180,8 @@ def _attempt(
                 after_step,
                 extra_loss,
             )
-        last = evaluate(model, heldout)
+        agree_on_norms_(model)
+        last = evaluate_together(model, heldout)
         if not math.isfinite(loss) or _collapsed(last, phase, epoch):
             return None
         if on_epoch is not None:
@@ -182,7 +193,7 @@ def _attempt(
             save({**state, **moment, "optimizer": optimizer.state_dict()})
     if phase.keep_best:
         _restore_(model, best)
-    return evaluate(model, heldout) if phase.keep_best or last is None else last
+    return evaluate_together(model, heldout) if phase.keep_best or last is None else last
 
 
 def _epoch_(
@@ -204,7 +215,9 @@ def _epoch_(
     total: Tensor | None = None
     parameters = [p for p in model.parameters() if p.requires_grad]
     step = epoch * len(loader)
-    for positions, images, labels in loader.indexed():
+    for batch in loader.indexed():
+        share = share_of(len(batch[0]))
+        positions, images, labels = (part[share.rows] for part in batch)
         rate = lr * one_cycle(step, phase.epochs * len(loader))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -217,15 +230,17 @@ def _epoch_(
             loss = loss + extra_loss(labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        add_up_gradients_(parameters, share.weight)
         if settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(parameters, settings.grad_clip)
         optimizer.step()
         if after_step is not None:
             after_step(rate)
-        total = loss.detach() if total is None else total + loss.detach()
+        part_of_loss = loss.detach() * share.weight
+        total = part_of_loss if total is None else total + part_of_loss
         step += 1
     model.train(training)
-    return float("nan") if total is None else float(total) / len(loader)
+    return float("nan") if total is None else float(add_up_loss(total)) / len(loader)
 
 
 def training_forward(model: nn.Module, settings: TrainSection) -> Callable[[Tensor], Tensor]:

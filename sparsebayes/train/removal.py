@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sparsebayes.api import SparseModel
 from sparsebayes.curvature import gate_rows
+from sparsebayes.curvature.workers import add_up_
 from sparsebayes.data import Loader
 from sparsebayes.groups import Grouping, concatenate, make_grouping
 from sparsebayes.inference.joint import joint_survival
@@ -26,6 +27,7 @@ from sparsebayes.prune.scores import magnitude_score, random_score, taylor_score
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe
 from sparsebayes.train.checkpoint import write_atomically
+from sparsebayes.train.distributed import check_same, own_images, same_scores
 from sparsebayes.train.seeding import derive_seed
 
 __all__ = ["Removal", "choose_groups", "cut", "recipe_grouping", "remove", "write_evidence"]
@@ -125,8 +127,9 @@ def remove(
         seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
     )
     sparse.masks = Masks(lineage.masks) if lineage.masks else None
-    score = _score(recipe, sparse, images, example, costs, number)
+    score = same_scores(_score(recipe, sparse, images, example, costs, number))
     selection = choose_groups(recipe, sparse, lineage, dense, score, costs=costs, target=target)
+    check_same("selection", selection.to_json())
     return cut(sparse, lineage, origin, selection, score)
 
 
@@ -218,22 +221,21 @@ def _score(
         rows = gate_rows(
             sparse.model,
             sparse.grouping,
-            images,
+            own_images(images, curvature.num_images),
             estimator=curvature.estimator,
             factor=curvature.factor,
             draws=curvature.draws,
-            num_images=curvature.num_images,
             seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
         )
-        scale = (
-            images.num_data / rows.shape[1]
-        )  # the rows of an image add up to its curvature, however many they are
-        matrix = torch.einsum("kng,knh->gh", rows.double(), rows.double()) * scale
-        return joint_survival(matrix, prices).cpu()
+        # The rows of an image add up to its curvature, however many draws there are.
+        matrix = torch.einsum("kng,knh->gh", rows.double(), rows.double())
+        num_images = matrix.new_tensor(rows.shape[1])
+        add_up_(matrix, num_images)
+        return joint_survival(matrix * (images.num_data / int(num_images)), prices).cpu()
     posterior = sparse.update(
-        images,
+        own_images(images, curvature.num_images),
         strength=1.0,
-        num_images=curvature.num_images,
+        num_images=None,
         estimator=curvature.estimator,
         factor=curvature.factor,
         draws=curvature.draws,

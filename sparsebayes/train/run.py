@@ -15,11 +15,13 @@ import torch
 
 from sparsebayes.data import load
 from sparsebayes.errors import RecipeError
+from sparsebayes.launcher import launched
 from sparsebayes.prune.gating import check_gates
-from sparsebayes.recipe import AnyRecipe, SearchRecipe
+from sparsebayes.recipe import AnyRecipe, Recipe, SearchRecipe
 from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor
+from sparsebayes.train.distributed import in_turn, join, leave, lost_connections, shared_folder
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_
 from sparsebayes.train.interrupt import terminable
 from sparsebayes.train.posteriors import check_posterior
@@ -56,8 +58,17 @@ def run_recipe(
         SparseBayesError: In one sentence: what was expected, what came, what to do.
         KeyboardInterrupt: If interrupted; the folder can then be resumed.
     """
-    if isinstance(recipe, SearchRecipe):
-        return run_search(recipe, out=out, resume=resume, quiet=quiet, overwrite=overwrite)
+    with lost_connections():
+        if isinstance(recipe, SearchRecipe):
+            join(recipe)  # refuses many processes
+            return run_search(recipe, out=out, resume=resume, quiet=quiet, overwrite=overwrite)
+        return _run_compression(recipe, out, resume, quiet, overwrite)
+
+
+def _run_compression(
+    recipe: Recipe, out: Path | None, resume: Path | None, quiet: bool, overwrite: bool
+) -> Path:
+    """Check that the recipe can be carried out, and compress; the arguments are those of `run_recipe`."""
     prior = recipe.prior
     if prior.joint and (prior.scale != "switches" or prior.rule != "evidence"):
         raise RecipeError(
@@ -69,10 +80,11 @@ def run_recipe(
             "prior.price is budget, but the recipe has none; set prune.budget, or prior.price to params or macs"
         )
     check_posterior(recipe)
+    is_first = join(recipe)
     device = resolve_device(recipe.device)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    dataset = load(recipe.data.name, root=recipe.data.root)
+    dataset = in_turn(lambda: load(recipe.data.name, root=recipe.data.root))
     loaders, test = make_loaders(recipe, dataset, device)
     make = make_builder(recipe, device)
     # What cannot work is said before hours of training, and before anything is written.
@@ -81,8 +93,8 @@ def run_recipe(
     grouping = recipe_grouping(recipe, model, loaders.example)
     if recipe.posterior != "laplace":
         check_gates(grouping)
-    folder = open_folder(recipe, out, resume, overwrite)
-    with Reporter(quiet=quiet) as reporter, terminable():
+    opened = shared_folder(lambda: open_folder(recipe, out, resume or _begun(out), overwrite))
+    with opened as folder, Reporter(quiet=quiet or not is_first) as reporter, terminable():
         reporter.line(f"run folder {folder}")
         metrics = folder / "metrics.jsonl"
         mend_lines_(metrics)
@@ -98,6 +110,8 @@ def run_recipe(
                 chosen = compressor.run()
             finally:
                 write_atomically(folder / "seconds.json", json.dumps(compressor.seconds))
+            if not leave():
+                return folder
             reporter.phase("export", 1)
             start = time.perf_counter()
             report = results(recipe, compressor, chosen, test, loaders, folder)
@@ -112,3 +126,9 @@ def run_recipe(
         reporter.line(summary_line(read_report(folder)))
         reporter.line(f"report {folder / 'report.html'}")
     return folder
+
+
+def _begun(out: Path | None) -> Path | None:
+    """The run folder to go on with after torchrun has restarted all processes; None at the first start."""
+    begun = out is not None and launched().restarts > 0 and (out / "recipe.yaml").is_file()
+    return out if begun else None
