@@ -109,6 +109,13 @@ TASKS = {
             (SELECTED,),
         ),
         Task(
+            "auto-lenet5-fashion",
+            "strength: auto, LeNet-5-Caffe on Fashion-MNIST",
+            "lenet5_fashion",
+            {"sparsebayes (auto)": ("prune.budget=null", "prior.strength=auto")},
+            (UNTOUCHED,),
+        ),
+        Task(
             "vgg16-cifar10",
             "VGG-16 on CIFAR-10, whole filters",
             "vgg_cifar_filter",
