@@ -61,13 +61,17 @@ def git_commit(root: Path) -> str:
         root: a folder in the working tree.
 
     Returns:
-        The first 12 digits of the commit, with "-dirty" behind them if tracked files were changed; "unknown"
-        outside a repository or before the first commit.
+        The first 12 digits of the commit, with "-dirty" behind them if tracked files were changed other than the
+        figures in docs/benchmarks, which a benchmark writes as it goes; "unknown" outside a repository or before the
+        first commit.
     """
     commit = _git(root, "rev-parse", "--short=12", "HEAD")
     if not commit:
         return "unknown"
-    return f"{commit}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+    changed = _git(
+        root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs/benchmarks"
+    )
+    return f"{commit}-dirty" if changed else commit
 
 
 def _git(root: Path, *arguments: str) -> str:
