@@ -412,6 +412,8 @@ def test_mistakes_in_bench_are_sentences(calls, monkeypatch, arguments, sentence
             ["plain,train.pretrain.epochs=", "plain,train.pretrain.lr="],
         ),
         ("sparsebayes run quickstart pru", ["plain,prune."]),
+        ("sparsebayes run nas_proxy search.pap", ["plain,search.paper_lambda="]),
+        ("sparsebayes run nas_then_compress compress.prior.j", ["plain,compress.prior.joint="]),
         ("sparsebayes export ru", ["dir,ru"]),
         ("sparsebayes va", ["plain,validate"]),
     ],

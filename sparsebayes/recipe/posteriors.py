@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from sparsebayes.recipe.base import Epochs, Rate, Section
+from sparsebayes.recipe.base import Rate, Section
 
 __all__ = [
     "ArchitectureSamplingSection",
@@ -17,13 +17,15 @@ __all__ = [
     "SamplingSection",
 ]
 
+Passes: TypeAlias = Annotated[int, Field(ge=1, le=100_000)]
+"""At least one: what is learned in none says nothing of any group."""
+
 
 class DropoutSection(Section):
     """Variational dropout of groups (PGNAS); for posterior: variational_dropout. train.weight_decay gives way to it."""
 
-    epochs: Epochs = Field(
+    epochs: Passes = Field(
         default=1,
-        ge=1,
         description="Passes over the training images with groups dropped, before each removal.",
     )
     length_scale: float = Field(
@@ -53,9 +55,8 @@ class DropoutSection(Section):
 class GaussianSection(Section):
     """A Gaussian over switches by natural gradients (BaLeNAS); for posterior: natural_gradient. Defaults are ours."""
 
-    epochs: Epochs = Field(
+    epochs: Passes = Field(
         default=1,
-        ge=1,
         description="Passes over the training images with drawn switches, before each removal.",
     )
     update: Literal["vadam", "ivon"] = Field(default="vadam", description="Form of the update.")

@@ -311,6 +311,8 @@ def json_schema() -> dict[str, Any]:
     compress, search = compress_schema(), SearchRecipe.model_json_schema(mode="validation")
     dialect = compress.pop("$schema")
     definitions = {**search.pop("$defs"), **compress.pop("$defs"), "Recipe": compress, "SearchRecipe": search}
+    # `groups` may be written in as many ways there as in a compression; its field knows the list alone.
+    definitions["CompressSection"]["properties"]["groups"] = compress["properties"]["groups"]
     return {
         "$schema": dialect,
         "title": "sparsebayes recipe",

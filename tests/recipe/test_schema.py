@@ -12,7 +12,9 @@ from pydantic import BaseModel, ValidationError
 from sparsebayes.recipe.schema import (
     CurvatureSection,
     Cycles,
+    DropoutSection,
     Finetune,
+    GaussianSection,
     ModelSection,
     Recipe,
     TrainSection,
@@ -78,6 +80,8 @@ def test_defaults_hold_their_own_bounds():
         (Cycles, {"count": 0}),
         (Cycles, {"shrink": 1.0}),
         (Cycles, {"epochs": -1}),
+        (DropoutSection, {"epochs": 0}),
+        (GaussianSection, {"epochs": 0}),
         (TrainSection, {"distill": 1.5}),
         (TrainSection, {"distill_temperature": 0.0}),
         (TrainSection, {"grad_clip": 0.0}),

@@ -83,3 +83,5 @@ def test_the_json_schema_has_both_tasks_and_resolves():
     references = {part.split('"')[0] for part in json.dumps(schema).split('"#/$defs/')[1:]}
     assert references <= set(definitions)
     assert "darts" in json.dumps(definitions["SearchSection"]["properties"]["space"])
+    groups = {name: definitions[name]["properties"]["groups"] for name in ("Recipe", "CompressSection")}
+    assert groups["CompressSection"] == groups["Recipe"], "both accept groups: units"
