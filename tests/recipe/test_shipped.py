@@ -128,6 +128,13 @@ def test_a_shipped_recipe_is_valid_and_says_how_it_is_run(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_a_head_claims_measured_figures_or_none(path):
+    head = read_text(path).partition("\nversion:")[0]
+    assert ("docs/benchmarks.md" in head) != ("Figures: not yet measured." in head)
+    assert max(map(len, read_text(path).splitlines())) <= 120
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_every_command_in_a_head_comment_is_a_valid_one(path):
     commands = [
         line.split("#")[1].split() for line in read_text(path).splitlines() if "sparsebayes run" in line
