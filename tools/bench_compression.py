@@ -57,6 +57,14 @@ SELECTED = (
     "changed after the other seeds were run. The test set is read once, at the end of each run."
 )
 UNTOUCHED = "Settings were not tuned on these runs. The test set is read once, at the end of each run."
+EQUAL = "All share schedule, budget and seeds; only the score that orders the groups differs."
+SCORES = {
+    "switch evidence": (),
+    "entries": ("prior.scale=entries", "prior.joint=false"),
+    "magnitude": ("prune.score=magnitude",),
+    "Taylor": ("prune.score=taylor",),
+    "random": ("prune.score=random",),
+}
 
 TASKS = {
     task.name: task
@@ -163,32 +171,30 @@ TASKS = {
                 "random": ("prune.score=random",),
             },
             (
-                "All share schedule, budget and seeds; only the score that orders the groups differs.",
+                EQUAL,
                 "Only 1,800 training images: the errors compare scores, they are no result for CIFAR-10.",
                 UNTOUCHED,
             ),
         ),
         Task(
-            "equal-size",
-            "Which groups go: five scores at equal size, LeNet-5-Caffe on the embedded MNIST sample",
+            "equal-size-1-percent",
+            "Which groups go: five scores at one percent of LeNet-5-Caffe, on the embedded MNIST sample",
             "quickstart",
-            {
-                "switch evidence": (),
-                "entries": ("prior.scale=entries", "prior.joint=false"),
-                "magnitude": ("prune.score=magnitude",),
-                "Taylor": ("prune.score=taylor",),
-                "random": ("prune.score=random",),
-            },
-            (
-                "All share schedule, budget and seeds; only the score that orders the groups differs.",
-                "Groups are whole units.",
-                SELECTED,
-            ),
+            SCORES,
+            (EQUAL, "Groups are whole units.", SELECTED),
+        ),
+        Task(
+            "equal-size",
+            "Which groups go: five scores at three percent of LeNet-5-Caffe, on the embedded MNIST sample",
+            "quickstart",
+            SCORES,
+            (EQUAL, "Groups are whole units.", SELECTED),
         ),
     )
 }
 SHARED = {
     "equal-size": ("prune.budget.params=0.03", "export.onnx=false"),
+    "equal-size-1-percent": ("prune.budget.params=0.01", "export.onnx=false"),
     "equal-size-cifar": (
         "data={name: embedded_cifar10, holdout: 500, batch_size: 64}",
         "model.options={width: 0.125}",
