@@ -5,15 +5,16 @@ puts a mean-field Gaussian q(z) = N(mu, 1/(N s + delta)) on architecture weights
 takes the gradient g of the mean loss there, and updates
 
     vadam   m <- b1 m + (1 - b1)(g + delta/N mu)              s <- b2 s + (1 - b2) g^2
-            mu <- mu - lr m^/(sqrt(s^) + delta/N)             ^: over 1 - b^t           (Khan et al., ICML 2018)
+            mu <- mu - lr m^/(sqrt(v^) + delta/N)             v <- b2 v + (1 - b2) g^2  (Khan et al., ICML 2018)
     ivon    f = eps g sqrt(N) sqrt(s + delta/N)               m <- b1 m + (1 - b1) g
             s <- b2 s + (1 - b2) f + (1 - b2)^2 (s - f)^2/(2 (s + delta/N))
             mu <- mu - lr (m^ + delta/N mu)/(s + delta/N)     (Shen et al., ICML 2024, algorithm 1)
 
-with eps the noise of the draw. N is divided by the temperature T. Both settle at the posterior mean. The variance of
-"vadam" is right where g^2 stands for the mean squared gradient of *single* images: pass gradients per image,
-``[B, G]``, or say how many images one gradient averages; the square of a mean over B images, as printed, understates s
-about B-fold. "ivon" needs neither.
+with eps the noise of the draw, and ^ over 1 - b^t. That correction is for an average that begins at 0, as m and v do; s
+begins at the initial precision (printed as s^ in both places, which makes the first steps far too short). N is divided
+by the temperature T. Both settle at the posterior mean. The variance of "vadam" is right where g^2 stands for the mean
+squared gradient of *single* images: pass gradients per image, ``[B, G]``, or say how many images one gradient averages;
+the square of a mean over B images, as printed, understates s about B-fold. "ivon" needs neither.
 
     >>> posterior = NaturalGradient(14 * 8, num_data=25000, mean=1e-3 * torch.randn(112))    # architecture logits
     >>> logits = posterior.sample(generator)
@@ -110,6 +111,7 @@ class NaturalGradient(Posterior):
         self._temperature = group_temperatures(num_groups, strength, prices)
         self._mean = initial_vector("mean", mean, num_groups)
         self._momentum = torch.zeros_like(self._mean)
+        self._square = torch.zeros_like(self._mean)  # v, of vadam
         self._curvature = excess / self._count  # s, per image
 
     def __repr__(self) -> str:
@@ -228,6 +230,7 @@ class NaturalGradient(Posterior):
             "num_updates": self.num_updates,
             "mean": self._mean.clone(),
             "momentum": self._momentum.clone(),
+            "square": self._square.clone(),
             "curvature": self._curvature.clone(),
         }
 
@@ -240,18 +243,20 @@ class NaturalGradient(Posterior):
         Raises:
             RunError: Keys, options, shapes or values that cannot have come from such a posterior.
         """
-        check_keys(state, {*self._options(), "strength", "num_updates", "mean", "momentum", "curvature"})
+        vectors = ("mean", "momentum", "square", "curvature")
+        check_keys(state, {*self._options(), "strength", "num_updates", *vectors})
         check_same(state, self._options())
         strength, num_updates = loaded_strength(state)
         mean = loaded_vector("mean", state["mean"], self.num_groups, signed=True)
         momentum = loaded_vector("momentum", state["momentum"], self.num_groups, signed=True)
+        square = loaded_vector("square", state["square"], self.num_groups)
         curvature = loaded_vector("curvature", state["curvature"], self.num_groups, signed=True)
         temperature = self._temperature * (strength / self.strength)
         if not bool((self.num_data / temperature * curvature + self.prior_precision > 0).all()):
             raise RunError(
                 "expected a posterior state with positive precisions, got others: start from another checkpoint."
             )
-        self._mean, self._momentum, self._curvature = mean, momentum, curvature
+        self._mean, self._momentum, self._square, self._curvature = mean, momentum, square, curvature
         self._temperature = temperature
         self.strength, self.num_updates = strength, num_updates
 
@@ -272,8 +277,9 @@ class NaturalGradient(Posterior):
         prior = self.prior_precision / self._count
         self._momentum = first * self._momentum + (1 - first) * (gradient + prior * self._mean)
         self._curvature = second * self._curvature + (1 - second) * square
+        self._square = second * self._square + (1 - second) * square
         mean = self._momentum / (1 - first**self.num_updates)
-        scale = (self._curvature / (1 - second**self.num_updates)).sqrt() + prior
+        scale = (self._square / (1 - second**self.num_updates)).sqrt() + prior
         self._mean = self._mean - rate * mean / scale
 
     def _ivon_(self, switches: Tensor, gradient: Tensor, rate: float) -> None:

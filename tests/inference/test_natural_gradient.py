@@ -84,7 +84,7 @@ def test_vadam_is_the_printed_algorithm() -> None:
         1, num_data=40, mean=0.3, prior_precision=2.0, initial_precision=6.0, lr=0.05, strength=2.0
     )
     count, delta = 20.0, 2.0
-    mu, m, s = 0.3, 0.0, (6.0 - 2.0) / count
+    mu, m, s, v = 0.3, 0.0, (6.0 - 2.0) / count, 0.0
     generator = torch.Generator().manual_seed(0)
     noises = torch.randn(6, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
     for step in range(1, 7):
@@ -93,10 +93,22 @@ def test_vadam_is_the_printed_algorithm() -> None:
         g = float(z) ** 3
         posterior.update_(z, torch.tensor([g], dtype=DOUBLE))
         m = 0.9 * m + 0.1 * (g + delta / count * mu)
-        s = 0.999 * s + 0.001 * g**2
-        mu -= 0.05 * (m / (1 - 0.9**step)) / ((s / (1 - 0.999**step)) ** 0.5 + delta / count)
+        s, v = 0.999 * s + 0.001 * g**2, 0.999 * v + 0.001 * g**2
+        mu -= 0.05 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)) ** 0.5 + delta / count)
         assert float(posterior.mean) == pytest.approx(mu)
         assert float(posterior.precision) == pytest.approx(count * s + delta)
+
+
+def test_the_first_step_of_vadam_does_not_depend_on_the_initial_precision() -> None:
+    """With one gradient both corrected averages are that gradient, whatever the noise began with."""
+    steps = []
+    for initial in (2.0, 1e4):
+        posterior = NaturalGradient(
+            1, num_data=1000, mean=0.0, prior_precision=1.0, initial_precision=initial, lr=0.05
+        )
+        posterior.update_(torch.zeros(1), torch.tensor([0.2]))
+        steps.append(float(posterior.mean))
+    assert steps == pytest.approx([-0.05 * 0.2 / (0.2 + 1 / 1000)] * 2)
 
 
 def test_ivon_is_the_printed_algorithm() -> None:
