@@ -9,6 +9,7 @@ one operation per edge or a number of edges per node, which `Decision` and `Cell
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import final
@@ -21,7 +22,7 @@ from sparsebayes.nas.genotype import Genotype, Op
 from sparsebayes.nas.spaces import CellSpec, Decision, Edge, Space
 from sparsebayes.nas.switches import Switch, SwitchTable
 
-__all__ = ["Decided", "connected", "decide", "living_scores"]
+__all__ = ["Decided", "best_architectures", "connected", "decide", "living_scores"]
 
 
 @final
@@ -81,6 +82,63 @@ def decide(
         cells[key] = tuple((edges[edge].source, edges[edge].target, op) for edge, op in chosen)
     name = space.name if known == space else space.to_dict()
     return Decided(Genotype(name, cells), tuple(rescued))
+
+
+def best_architectures(
+    space: Space, table: SwitchTable, on: Tensor, scores: Tensor, count: int, decision: Decision | None = None
+) -> list[Decided]:
+    """The decision and the architectures of the highest sum of scores behind it.
+
+    Each comes of one before it by forbidding one of that one's operations and deciding again, the highest sum first.
+    Where edges are decided one by one, as with one operation per edge, the sums never rise along the list.
+
+    Args:
+        space: see `decide`.
+        table: see `decide`.
+        on: see `decide`; no architecture has an operation that is not on, unless the space asks for it.
+        scores: see `decide`.
+        count: architectures to return, at least 1.
+        decision: see `decide`.
+
+    Returns:
+        Different ones, the decision first; fewer than `count` where there are no more. None but the decision itself has
+        a cell of which nothing was left.
+
+    Raises:
+        NumericsError: scores that are not finite.
+    """
+    number = {switch: position for position, switch in enumerate(table.groups)}
+    specs = dict(table.cells)
+
+    def members(decided: Decided) -> list[int]:
+        places = {
+            key: {(e.source, e.target): n for n, e in enumerate(spec.edges)} for key, spec in specs.items()
+        }
+        return [
+            number[Switch(key, places[key][source, target], op)]
+            for key, ops in decided.genotype.cells.items()
+            for source, target, op in ops
+        ]
+
+    found: list[Decided] = []
+    first = decide(space, table, on, scores, decision)
+    heap: list[tuple[float, int, frozenset[int], Decided]] = [(0.0, 0, frozenset(), first)]
+    seen = {first.genotype.to_json()}
+    while heap and len(found) < count:
+        _, _, banned, best = heapq.heappop(heap)
+        found.append(best)
+        for member in members(best):
+            without = banned | {member}
+            allowed = on.new_ones(on.shape)
+            allowed[list(without)] = False
+            other = decide(space, table, on & allowed, living_scores(scores, allowed), decision)
+            key = other.genotype.to_json()
+            if key in seen or other.rescued:
+                continue
+            seen.add(key)
+            worth = sum(float(scores[position]) for position in members(other))
+            heapq.heappush(heap, (-worth, len(seen), without, other))
+    return found
 
 
 def living_scores(scores: Tensor, alive: Tensor) -> Tensor:

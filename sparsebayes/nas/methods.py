@@ -29,7 +29,15 @@ from sparsebayes.nas.rows import switch_matrix
 from sparsebayes.nas.spaces import Decision
 from sparsebayes.nas.switches import SwitchTable
 
-__all__ = ["METHODS", "DartsSearch", "LaplaceSearch", "MagnitudeSearch", "Method", "Options"]
+__all__ = [
+    "METHODS",
+    "DartsSearch",
+    "LaplaceSearch",
+    "MagnitudeSearch",
+    "Method",
+    "Options",
+    "initial_logits",
+]
 
 ALPHA_LR, ALPHA_BETAS, ALPHA_DECAY = 3e-4, (0.5, 0.999), 1e-3
 """Adam of the architecture weights, as DARTS section 3.1.2 has it."""
@@ -47,6 +55,7 @@ class Options:
         joint: judge by the full curvature matrix.
         switch_lr: learning rate of the switches.
         momentum: of their optimizer.
+        seed: of random numbers that a method begins with.
     """
 
     num_data: int
@@ -55,6 +64,7 @@ class Options:
     joint: bool = False
     switch_lr: float = 0.05
     momentum: float = 0.9
+    seed: int = 0
 
 
 class Method(ABC):
@@ -69,10 +79,13 @@ class Method(ABC):
 
     Attributes:
         bilevel: whether its parameters learn from images that the weights do not see.
+        removes: whether its weakest operations may be switched off between cycles. A softmax over an edge weighs
+            operations against each other while all of them train.
         decision: how operations are chosen where the space and the recipe say nothing; None: by `keep`.
     """
 
     bilevel = False
+    removes = True
     decision: Decision | None = None
 
     def __init__(self, table: SwitchTable, options: Options) -> None:
@@ -83,16 +96,26 @@ class Method(ABC):
         """The optimizer of what the method learns; None (the default) if it learns by `learn_`."""
         return None
 
-    def learn_(self, gradient: Tensor) -> None:
+    def learn_(self, gradient: Tensor, num_images: int = 1) -> None:
         """Take in the gradient of a batch's mean loss at the last sample; only asked of methods without an optimizer.
 
         Args:
-            gradient: nats per image, of shape `[T]`.
+            gradient: nats per image, of the last sample's shape.
+            num_images: images that the loss is the mean of.
         """
         return
 
-    def sample(self, switches: Tensor, generator: Generator) -> Tensor:
-        """Values of the switches for one training step, of shape `[T]`; by default the network's own."""
+    def sample(self, switches: Tensor, generator: Generator, num_images: int | None = None) -> Tensor:
+        """Values of the switches for one training step; by default the network's own.
+
+        Args:
+            switches: the network's own, of shape `[T]`.
+            generator: of the CPU.
+            num_images: images of the batch, B; None: one row for all of them.
+
+        Returns:
+            Of shape `[T]`, or `[B, T]` from a method that draws for every image.
+        """
         return switches
 
     def mean(self, switches: Tensor) -> Tensor:
@@ -240,12 +263,12 @@ class DartsSearch(Method):
     """Baseline: a softmax over the operations of every edge, learned on held-back training images (first order)."""
 
     bilevel = True
+    removes = False
     decision = Decision(one_op_per_edge=True, top_k_edges=2)
 
     def __init__(self, table: SwitchTable, options: Options) -> None:
         super().__init__(table, options)
-        generator = Generator().manual_seed(0)
-        self._alpha = torch.nn.Parameter(1e-3 * torch.randn(table.num_groups, generator=generator))
+        self._alpha = torch.nn.Parameter(initial_logits(table, options.seed).float())
         edges: dict[tuple[str, int], int] = {}
         self._edge = torch.tensor([edges.setdefault((s.key, s.edge), len(edges)) for s in table.groups])
         self._is_gate = torch.tensor([switch.op is None for switch in table.groups])
@@ -255,8 +278,8 @@ class DartsSearch(Method):
         self._alpha.data = self._alpha.data.to(switches.device)
         return torch.optim.Adam([self._alpha], ALPHA_LR, ALPHA_BETAS, weight_decay=ALPHA_DECAY)
 
-    def sample(self, switches: Tensor, generator: Generator) -> Tensor:
-        """The softmax over each edge; gates are 1."""
+    def sample(self, switches: Tensor, generator: Generator, num_images: int | None = None) -> Tensor:
+        """The softmax over each edge, of shape `[T]`; gates are 1."""
         return self._mixture()[self.table.group.to(switches.device)]
 
     def mean(self, switches: Tensor) -> Tensor:
@@ -285,6 +308,12 @@ class DartsSearch(Method):
         weights = torch.where(is_gate, 0.0, (self._alpha - self._alpha.max().detach()).exp())
         totals = weights.new_zeros(int(edge.max()) + 1).index_add(0, edge, weights)
         return torch.where(is_gate, 1.0, weights / totals[edge])
+
+
+def initial_logits(table: SwitchTable, seed: int) -> Tensor:
+    """Logits of about 0 that differ by chance: float64 of shape `[G]`."""
+    generator = Generator().manual_seed(seed)
+    return 1e-3 * torch.randn(table.num_groups, generator=generator, dtype=torch.float64)
 
 
 def _required(values: Tensor | None) -> Tensor:

@@ -24,17 +24,11 @@ from sparsebayes.errors import RunError
 from sparsebayes.inference.natural_gradient import NaturalGradient
 from sparsebayes.inference.variational_dropout import VariationalDropout
 from sparsebayes.nas import methods
-from sparsebayes.nas.methods import Method, Options
+from sparsebayes.nas.methods import Method, Options, initial_logits
 from sparsebayes.nas.spaces import Decision
 from sparsebayes.nas.switches import SwitchTable
 
-__all__ = ["METHODS", "DropoutSearch", "NaturalGradientSearch", "initial_logits"]
-
-
-def initial_logits(table: SwitchTable) -> Tensor:
-    """Logits of about 0 that differ by chance, always the same: float64 of shape `[G]`."""
-    generator = Generator().manual_seed(0)
-    return 1e-3 * torch.randn(table.num_groups, generator=generator, dtype=torch.float64)
+__all__ = ["METHODS", "DropoutSearch", "NaturalGradientSearch"]
 
 
 @final
@@ -52,6 +46,7 @@ class NaturalGradientSearch(Method):
     """
 
     bilevel = True
+    removes = False
     decision = Decision(one_op_per_edge=True, top_k_edges=2)
 
     def __init__(
@@ -61,7 +56,7 @@ class NaturalGradientSearch(Method):
         self.posterior = posterior or NaturalGradient(
             table.num_groups,
             num_data=options.num_data,
-            mean=initial_logits(table),
+            mean=initial_logits(table, options.seed),
             initial_precision=10.0,
             strength=options.strength,
         )
@@ -70,8 +65,8 @@ class NaturalGradientSearch(Method):
         self._is_gate = torch.tensor([switch.op is None for switch in table.groups])
         self._logits: Tensor | None = None
 
-    def sample(self, switches: Tensor, generator: Generator) -> Tensor:
-        """The softmax over each edge of logits drawn from the Gaussian."""
+    def sample(self, switches: Tensor, generator: Generator, num_images: int | None = None) -> Tensor:
+        """The softmax over each edge of logits drawn from the Gaussian, one draw for all images: of shape `[T]`."""
         self._logits = self.posterior.sample(generator)
         return self._spread(self._logits, switches)
 
@@ -79,15 +74,15 @@ class NaturalGradientSearch(Method):
         """The softmax of the mean."""
         return self._spread(self.posterior.mean, switches)
 
-    def learn_(self, gradient: Tensor) -> None:
-        """One natural-gradient step from d(mean loss)/d(switches) at the last sample, `[T]`."""
+    def learn_(self, gradient: Tensor, num_images: int = 1) -> None:
+        """One natural-gradient step from d(mean loss over the images)/d(switches) at the last sample, `[T]`."""
         if self._logits is None:
             raise RunError("expected a sample before its gradient: call sample first.")
         drawn, self._logits = self._logits, None
         logits = drawn.clone().requires_grad_()
         mixture = self._mixture(logits)[self.table.group]
         (through,) = torch.autograd.grad(mixture, logits, gradient.detach().to("cpu", torch.float64))
-        self.posterior.update_(drawn, through)
+        self.posterior.update_(drawn, through, num_images=num_images)
 
     def update_(self, switches: Tensor, rows: Callable[[], Tensor]) -> None:
         """Nothing: the steps have done it all."""
@@ -161,21 +156,21 @@ class DropoutSearch(Method):
         )
         self._drawn: Tensor | None = None
 
-    def sample(self, switches: Tensor, generator: Generator) -> Tensor:
-        """Relaxed masks."""
-        self._drawn = self.posterior.sample(generator)
+    def sample(self, switches: Tensor, generator: Generator, num_images: int | None = None) -> Tensor:
+        """Relaxed masks, one for every image: their noise in the gradient averages out over a batch."""
+        self._drawn = self.posterior.sample(generator, num_images)
         return self._drawn.to(switches)
 
     def mean(self, switches: Tensor) -> Tensor:
         """Probabilities of being kept."""
         return self.posterior.mean.to(switches)
 
-    def learn_(self, gradient: Tensor) -> None:
-        """One step of the log-odds from d(mean loss)/d(switches) at the last sample, `[T]`."""
+    def learn_(self, gradient: Tensor, num_images: int = 1) -> None:
+        """One step of the log-odds from d(mean loss)/d(switches) at the last sample, `[T]` or `[B, T]`."""
         if self._drawn is None:
             raise RunError("expected a sample before its gradient: call sample first.")
         drawn, self._drawn = self._drawn, None
-        self.posterior.update_(drawn, gradient, torch.ones_like(drawn))
+        self.posterior.update_(drawn, gradient, torch.ones(self.posterior.num_groups))
 
     def update_(self, switches: Tensor, rows: Callable[[], Tensor]) -> None:
         """Nothing: the steps have done it all."""

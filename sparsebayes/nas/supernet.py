@@ -59,7 +59,7 @@ class Supernet(nn.Module):
         for cell in self.network.cells:
             cell.remember = remember
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-            lambda module, keys: self._skip_dead()
+            lambda module, keys: module._skip_dead()
         )
 
     def forward(self, images: Tensor, switches: Tensor | None = None) -> Tensor:

@@ -143,18 +143,20 @@ class LogitGaussianSection(Section):
 
 
 class ArchitectureSamplingSection(Section):
-    """Architectures drawn from the posterior when the supernet is trained; the posterior's own is always one of them.
+    """Architectures compared when the supernet is trained; the posterior's own is always one of them.
 
-    natural_gradient judges them by training-free proxies (BaLeNAS-TF), variational_dropout by the held-out loss with
-    the supernet's weights (PGNAS).
+    natural_gradient draws them and judges them by training-free proxies (BaLeNAS-TF); variational_dropout draws them
+    and takes the lowest held-out loss with the supernet's weights (PGNAS). laplace and baseline magnitude judge those
+    of the highest scores by held-out loss, and take another than their own where it is better by more than two standard
+    errors. Baselines darts and random have one decision only.
     """
 
     count: int | None = Field(
         default=None,
         ge=1,
         le=10_000,
-        description="Architectures to choose among; 1: the posterior's own decision, for natural_gradient the argmax "
-        "of the mean. null: 50 for variational_dropout, else 1.",
+        description="Architectures to choose among; 1: the method's own decision, for natural_gradient the argmax of "
+        "the mean. null: 50 for variational_dropout, else 1.",
     )
     proxies: Annotated[
         tuple[Literal["synflow", "naswot", "grad_norm", "params"], ...], Field(strict=False, min_length=1)

@@ -82,7 +82,7 @@ class SearchSection(Section):
     baseline: Literal["none", "darts", "magnitude", "random"] = Field(
         default="none",
         description="What chooses instead of the posterior: softmax over operations (DARTS, first order), the size of "
-        "the switches, or random cells trained for the same multiply-accumulates.",
+        "the switches, or random cells trained for the multiply-accumulates that the posterior's search would take.",
     )
     width: Width = Field(default=16, description="Channels of a node in the supernet's first stage.")
     depth: Depth = Field(default=2, description="Cells in each of the supernet's stages.")
@@ -105,7 +105,8 @@ class SearchSection(Section):
         ge=0,
         lt=1,
         description="Share of the operations left on an edge that each cycle but the last switches off, the weakest "
-        "first, one at least; 0: only what the evidence switches off. The best of an edge stays until the decision.",
+        "first, one at least; 0: only what the evidence switches off. The best of an edge stays until the decision. "
+        "baseline: darts and posterior: natural_gradient, a softmax over an edge, switch nothing off.",
     )
     lr: Rate = Field(
         default=0.05, description="Learning rate of the weights at the start; falls to 0 (cosine)."
@@ -238,7 +239,8 @@ class SearchRecipe(Section):
         default_factory=LogitGaussianSection, description="Options of the posterior of that name."
     )
     sampling: ArchitectureSamplingSection = Field(
-        default_factory=ArchitectureSamplingSection, description="Architectures drawn from the posterior."
+        default_factory=ArchitectureSamplingSection,
+        description="Architectures that are compared when the supernet is trained.",
     )
     curvature: CurvatureSection = Field(
         default_factory=CurvatureSection, description="How curved the loss is in the switches."
@@ -261,12 +263,20 @@ class SearchRecipe(Section):
 
     @property
     def num_draws(self) -> int:
-        """Architectures to choose among when the search ends: `sampling.count`, or what the posterior's paper does."""
-        if self.search.baseline != "none":
+        """Architectures to choose among when the search ends: `sampling.count`, or what the posterior's paper does.
+
+        Baselines darts and random have one decision only.
+        """
+        if self.search.baseline in ("darts", "random"):
             return 1
         if self.sampling.count is not None:
             return self.sampling.count
-        return 50 if self.posterior == "variational_dropout" else 1
+        return 50 if self.posterior == "variational_dropout" and self.search.baseline == "none" else 1
+
+    @property
+    def network_size(self) -> tuple[int, int]:
+        """Width and depth of the network that is built of what was found."""
+        return self.retrain.width or self.search.width, self.retrain.depth or self.search.depth
 
     def compression(self, builder: str, options: dict[str, Any]) -> Recipe:
         """The recipe that compresses the network that was found.

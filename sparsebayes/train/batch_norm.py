@@ -24,7 +24,8 @@ def reestimate_(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_
     """Replace the running statistics of every batch norm by plain averages over some batches.
 
     Each norm works with the statistics of the batch meanwhile, as in training, so that one pass serves networks of any
-    depth; everything else is in evaluation mode, so that dropout does not disturb them.
+    depth; everything else is in evaluation mode, so that dropout does not disturb them. A norm that no image reaches
+    keeps what it has.
 
     Args:
         model: The network; its modes and each norm's momentum come back as they were.
@@ -39,6 +40,7 @@ def reestimate_(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_
         return 0
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
+    before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
     seen = 0
     try:
         model.eval()
@@ -60,4 +62,9 @@ def reestimate_(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_
             norm.momentum = momentum
         for module, training in modes:
             module.training = training
-    return len(norms) if seen else 0
+    reached = [int(norm.num_batches_tracked or 0) > 0 for norm in norms]
+    for norm, values, new in zip(norms, before, reached, strict=True):
+        if seen and not new:
+            for name, value in norm.named_buffers():
+                value.copy_(values[name])
+    return sum(reached) if seen else 0

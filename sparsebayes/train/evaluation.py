@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from sparsebayes.data.loader import Loader
 from sparsebayes.errors import DataError, ModelError
 
-__all__ = ["Evaluation", "check_logits", "evaluate", "logits_table"]
+__all__ = ["Evaluation", "check_logits", "evaluate", "image_losses", "logits_table"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,36 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Eval
     spread = float(loss.std(correction=0)) / max(len(loss) - 1, 1) ** 0.5
     error = float(torch.cat(wrong).double().mean())
     return Evaluation(float(loss.mean()), spread, error, len(loss), math.log(num_classes))
+
+
+def image_losses(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Cross-entropy of every image in evaluation mode, for comparisons image by image.
+
+    Args:
+        model: Maps images ``[B, ...]`` to logits ``[B, C]``; its mode comes back as it was.
+        batches: Pairs of images and int64 labels ``[B]``, in an order that is the same for all that is compared.
+
+    Returns:
+        float64 of shape ``[N]`` on the CPU, nats.
+
+    Raises:
+        DataError: If there is no image, or a label is outside the model's classes.
+        ModelError: If the model does not return one row of logits per image.
+    """
+    losses: list[Tensor] = []
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for images, labels in batches:
+                logits = model(images)
+                check_logits(logits, labels)
+                losses.append(F.cross_entropy(logits, labels, reduction="none").double().cpu())
+    finally:
+        model.train(training)
+    if not losses:
+        raise DataError("expected images to evaluate on, got none; check data.holdout and the data set")
+    return torch.cat(losses)
 
 
 def check_logits(logits: Tensor, labels: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Baseline: random cells, trained for as many multiply-accumulates altogether as the search that they stand beside.
 
-Each of n cells gets an n-th of the supernet's work, as many steps as that pays for, and the cell with the lowest
+Each of n cells gets an n-th of that search's work, as many steps as that pays for, and the cell with the lowest
 held-out loss wins (Li and Talwalkar, "Random search and reproducibility for neural architecture search", UAI 2019, is
 the case for such a baseline).
 """
@@ -24,7 +24,8 @@ from sparsebayes.train.evaluation import Evaluation, evaluate
 from sparsebayes.train.fit import fast_layout_
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.schedule import one_cycle
-from sparsebayes.train.search import SearchLoaders
+from sparsebayes.train.search import SearchLoaders, decision_of
+from sparsebayes.train.search_removal import search_macs
 from sparsebayes.train.seeding import derive_seed
 
 __all__ = ["random_cell", "random_search"]
@@ -62,14 +63,8 @@ def random_search(
     """
     section = recipe.search
     example = next(iter(loaders.plain))[0][:1]
-    epochs = section.warmup_epochs + section.cycles * section.epochs
-    work = epochs * len(loaders.train) * cost(supernet, example).macs / section.candidates
-    decision = Decision(
-        supernet.space.decision.one_op_per_edge
-        if section.one_op_per_edge is None
-        else section.one_op_per_edge,
-        supernet.space.decision.top_k_edges if section.top_k_edges is None else section.top_k_edges,
-    )
+    work = search_macs(recipe, supernet, len(loaders.train), example) / section.candidates
+    decision = decision_of(section, supernet.space)
     reporter.phase("random search", section.candidates)
     best: tuple[Evaluation, Decided] | None = None
     for number in range(section.candidates):

@@ -4,7 +4,8 @@
     cycle       weights and switches under the penalty, then an update (Algorithm 1; one cycle in the paper)
     decision    switches that are worth it, connected, as a genotype
 
-Weights and switches follow one cosine from their rates to 0, so that the last update measures curvature near a minimum.
+Weights and switches follow one cosine from their rates to 0, so that the last update measures curvature near a minimum:
+it is the one that decides, and none before it should leave a single operation on an edge.
 Which method learns the switches is no matter of the loop (`sparsebayes.nas.methods`). Every epoch draws from its own
 random streams and ends in a checkpoint, so an interrupted search goes on to the very numbers of an unbroken one.
 """
@@ -24,17 +25,18 @@ from torch.nn import functional
 from sparsebayes.data import Loader
 from sparsebayes.errors import DataError, NumericsError
 from sparsebayes.nas.decision import Decided, decide, living_scores
-from sparsebayes.nas.methods import Method
 from sparsebayes.nas.rows import switch_rows
 from sparsebayes.nas.spaces import Decision, Space
 from sparsebayes.nas.supernet import Supernet
 from sparsebayes.recipe.search_schema import SearchRecipe, SearchSection
+from sparsebayes.train.batch_norm import reestimate_
 from sparsebayes.train.checkpoint import read_checkpoint, write_checkpoint
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.fit import fast_layout_
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.schedule import one_cycle
 from sparsebayes.train.search_methods import make_method, weight_groups
+from sparsebayes.train.search_removal import alive_groups, weakest_groups
 from sparsebayes.train.seeding import derive_seed
 
 __all__ = ["SearchLoaders", "Searcher", "WithSwitches", "check_batch", "decision_of"]
@@ -123,8 +125,8 @@ class Searcher:
         """The genotype that the present beliefs give; before the first update there are none."""
         supernet, method = self.supernet, self.method
         table = supernet.table
-        alive = self._alive_groups()
-        rule = decision_of(self.recipe.search, supernet.space, method)
+        alive = alive_groups(supernet)
+        rule = decision_of(self.recipe.search, supernet.space, method.decision)
         scores = living_scores(method.scores().cpu(), alive)
         return decide(supernet.space, table, method.keep().cpu() & alive, scores, rule)
 
@@ -173,7 +175,7 @@ class Searcher:
         """One step of the weights, and of the switches where they learn from the same images."""
         supernet, section = self.supernet, self.recipe.search
         together = learns and not self.method.bilevel
-        values = self._values(generator, learns=together)
+        values = self._values(generator, len(images), learns=together)
         logits = supernet(images, values)
         loss = functional.cross_entropy(logits, labels)
         self._zero_grad()
@@ -182,22 +184,22 @@ class Searcher:
             nn.utils.clip_grad_norm_(supernet.parameters(), section.grad_clip)
         self._weights.step()
         if together:
-            self._learn(values, rate)
+            self._learn(values, rate, len(images))
             self.method.shrink_(supernet.switches, rate)
         return loss.detach()
 
-    def _values(self, generator: Generator, *, learns: bool) -> Tensor:
+    def _values(self, generator: Generator, num_images: int, *, learns: bool) -> Tensor:
         """The switches of a step; a leaf of the graph where the method learns from its gradient."""
-        values = self.method.sample(self.supernet.switches, generator)
+        values = self.method.sample(self.supernet.switches, generator, num_images)
         if learns and self._switches is not None:
             return values
         return values.detach().requires_grad_(learns)
 
-    def _learn(self, values: Tensor, rate: float | None) -> None:
+    def _learn(self, values: Tensor, rate: float | None, num_images: int) -> None:
         """Let the method learn from a backward pass; its optimizer at this rate, or at its own."""
         if self._switches is None:
             assert values.grad is not None, "the network multiplies by every switch"
-            self.method.learn_(values.grad)
+            self.method.learn_(values.grad, num_images)
             return
         if rate is not None:
             _set_rate(self._switches, rate)
@@ -215,63 +217,45 @@ class Searcher:
             self._own = iter(self.loaders.switches)
             batch = next(self._own)
         images, labels = batch
-        values = self._values(generator, learns=True)
+        values = self._values(generator, len(images), learns=True)
         loss = functional.cross_entropy(self.supernet(images, values), labels)
         self._zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._learn(values, None)
+        self._learn(values, None, len(images))
 
     def _update(self, cycle: int) -> None:
         """Take in what a cycle has learned; between cycles, switch the weakest operations off."""
-        section, curvature = self.recipe.search, self.recipe.curvature
-
-        def rows() -> Tensor:
-            self.loaders.plain.reseed_(derive_seed(self.recipe.seed, "search", "curvature", cycle))
-            return switch_rows(
-                self.supernet,
-                self.loaders.plain,
-                num_images=curvature.num_images,
-                estimator=curvature.estimator,
-                factor=curvature.factor,
-                draws=curvature.draws,
-                seed=derive_seed(self.recipe.seed, "search", "draws", cycle),
-            )
-
-        self.method.update_(self.supernet.switches.detach(), rows)
-        if cycle < section.cycles:
-            off = self._weakest(section.removal)
+        section, supernet, method = self.recipe.search, self.supernet, self.method
+        method.update_(supernet.switches.detach(), lambda: self._rows(cycle))
+        if cycle < section.cycles and method.removes:
+            alive, on, scores = alive_groups(supernet), method.keep().cpu(), method.scores().cpu()
+            off = weakest_groups(supernet.table, alive, on, scores, section.removal)
             if bool(off.any()):
-                self.supernet.switch_off_(off)
-        left = self._alive_groups() & self._is_op()
+                supernet.switch_off_(off)
+        left = alive_groups(supernet) & self._is_op()
         self._reporter.line(
             f"update {cycle}: {int(left.sum())} of {int(self._is_op().sum())} operations left"
         )
 
-    def _weakest(self, share: float) -> Tensor:
-        """Groups of operations to switch off: on every edge those that do not pay and a share of the others.
+    def _rows(self, cycle: int) -> Tensor:
+        """Derivatives of the switches on plain images, with batch norm estimated on such images before.
 
-        The best operation of an edge stays until the decision, and so does a path through every cell.
+        Running statistics lag behind the weights and are those of augmented images: the curvature of another network.
         """
-        supernet, method = self.supernet, self.method
-        table = supernet.table
-        alive, scores = self._alive_groups(), method.scores().cpu()
-        on = method.keep().cpu() & alive
-        off = torch.zeros_like(on)
-        edges: dict[tuple[str, int], list[int]] = {}
-        for number, switch in enumerate(table.groups):
-            if switch.op is not None and bool(alive[number]):
-                edges.setdefault((switch.key, switch.edge), []).append(number)
-        for members in edges.values():
-            ordered = sorted(members, key=lambda number: float(scores[number]))
-            goes = sum(not bool(on[number]) for number in members)
-            if share:
-                goes = max(goes, 1, int(share * len(members)))
-            off[ordered[: min(goes, len(members) - 1)]] = True
-        return off
-
-    def _alive_groups(self) -> Tensor:
-        """Groups that were not switched off for good, bool of shape `[G]`."""
-        return self.supernet.table.sum_groups(self.supernet.alive.float().cpu()) > 0
+        seed, curvature, plain = self.recipe.seed, self.recipe.curvature, self.loaders.plain
+        plain.reseed_(derive_seed(seed, "search", "norms", cycle))
+        network = WithSwitches(self.supernet, self.method.mean(self.supernet.switches))
+        reestimate_(network, plain, num_images=curvature.num_images)
+        plain.reseed_(derive_seed(seed, "search", "curvature", cycle))
+        return switch_rows(
+            self.supernet,
+            plain,
+            num_images=curvature.num_images,
+            estimator=curvature.estimator,
+            factor=curvature.factor,
+            draws=curvature.draws,
+            seed=derive_seed(seed, "search", "draws", cycle),
+        )
 
     def _is_op(self) -> Tensor:
         return torch.tensor([switch.op is not None for switch in self.supernet.table.groups])
@@ -310,11 +294,11 @@ class Searcher:
         self._epoch = state["epoch"]
 
 
-def decision_of(section: SearchSection, space: Space, method: Method) -> Decision:
-    """How operations are chosen: as the recipe says, else the space, else the method."""
+def decision_of(section: SearchSection, space: Space, own: Decision | None = None) -> Decision:
+    """How operations are chosen: as the recipe says, else the space, else the method's own decision."""
     base = space.decision
-    if base == Decision() and method.decision is not None:
-        base = method.decision
+    if base == Decision() and own is not None:
+        base = own
     one = base.one_op_per_edge if section.one_op_per_edge is None else section.one_op_per_edge
     top = base.top_k_edges if section.top_k_edges is None else section.top_k_edges
     return Decision(one, top)

@@ -8,11 +8,12 @@ from torch import nn
 
 from sparsebayes.inference.natural_gradient import NaturalGradient
 from sparsebayes.inference.variational_dropout import VariationalDropout
-from sparsebayes.nas.methods import Method, Options
-from sparsebayes.nas.posteriors import METHODS, DropoutSearch, NaturalGradientSearch, initial_logits
+from sparsebayes.nas.methods import Method, Options, initial_logits
+from sparsebayes.nas.posteriors import METHODS, DropoutSearch, NaturalGradientSearch
 from sparsebayes.nas.supernet import Supernet
 from sparsebayes.nas.switches import Switch
 from sparsebayes.recipe.search_schema import SearchRecipe
+from sparsebayes.train.seeding import derive_seed
 
 __all__ = ["make_method", "method_name", "weight_groups"]
 
@@ -33,6 +34,7 @@ def make_method(recipe: SearchRecipe, supernet: Supernet, num_data: int) -> Meth
         joint=section.joint,
         switch_lr=section.switch_lr,
         momentum=section.momentum,
+        seed=derive_seed(recipe.seed, "search", "logits"),
     )
     name = method_name(recipe)
     if name == "natural_gradient":
@@ -44,7 +46,7 @@ def make_method(recipe: SearchRecipe, supernet: Supernet, num_data: int) -> Meth
                 supernet.table.num_groups,
                 num_data=num_data,
                 update=gaussian.update,
-                mean=initial_logits(supernet.table),
+                mean=initial_logits(supernet.table, options.seed),
                 prior_precision=gaussian.prior_precision,
                 initial_precision=gaussian.initial_precision,
                 lr=gaussian.lr,

@@ -20,7 +20,6 @@ from sparsebayes.nas.decision import Decided
 from sparsebayes.nas.draw import draw_cell
 from sparsebayes.nas.genotype import Genotype, Op
 from sparsebayes.nas.network import build_network, inherit_
-from sparsebayes.nas.posteriors import DropoutSearch, NaturalGradientSearch
 from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.report import read_report, summary_line, write_report
@@ -168,10 +167,10 @@ class _SearchRun:
         self._reporter.line(f"found {genotype.num_ops} operations, {share:.0f} % of them without weights")
 
     def _decided(self) -> Decided:
-        """The method's decision when the supernet is trained, or the best of several draws."""
+        """The method's decision when the supernet is trained, or the best of several architectures."""
         searcher, setting = self._searcher, self._setting
         own, method = searcher.run(), searcher.method
-        if self._recipe.num_draws == 1 or not isinstance(method, (NaturalGradientSearch, DropoutSearch)):
+        if self._recipe.num_draws == 1:
             return own
         return choose_architecture(
             self._recipe,
@@ -242,11 +241,12 @@ class _SearchRun:
 
     def _options(self, genotype: Genotype) -> dict[str, Any]:
         """What `derived_network` is called with."""
-        section, shape = self._recipe.retrain, self._setting.supernet.shape
+        shape = self._setting.supernet.shape
+        width, depth = self._recipe.network_size
         return {
             "genotype": genotype.to_dict(),
-            "width": section.width or shape.width,
-            "depth": section.depth or shape.depth,
+            "width": width,
+            "depth": depth,
             "in_channels": shape.in_channels,
             "num_classes": shape.num_classes,
         }

@@ -61,10 +61,7 @@ def set_up(recipe: SearchRecipe) -> Setting:
         raise RecipeError(
             f"a table of true accuracies is for the space nas_bench_201, not {space.name!r}; set table: null"
         )
-    if recipe.retrain.inherit and (
-        (recipe.retrain.width or section.width, recipe.retrain.depth or section.depth)
-        != (section.width, section.depth)
-    ):
+    if recipe.retrain.inherit and recipe.network_size != (section.width, section.depth):
         raise RecipeError(
             "retrain.inherit takes the supernet's weights, so retrain.width and retrain.depth must be those of the "
             "search; leave them out, or set retrain.inherit to false"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from sparsebayes.errors import NumericsError
 from sparsebayes.nas import SPACES
-from sparsebayes.nas.decision import connected, decide
+from sparsebayes.nas.decision import best_architectures, connected, decide
 from sparsebayes.nas.spaces import CellSpec, Decision, Edge, Space
 from sparsebayes.nas.switches import SwitchTable
 from tests.nas.conftest import cells, spaces
@@ -120,3 +122,50 @@ def test_scores_that_are_no_numbers_are_refused():
     table = SwitchTable.of(space, depth=1)
     with pytest.raises(NumericsError, match="finite scores"):
         decide(space, table, torch.ones(3, dtype=torch.bool), torch.tensor([1.0, float("nan"), 0.0]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_architectures_are_those_of_the_highest_sums_of_scores(seed):
+    """Against all of them: on every edge one of the operations that are on, or none."""
+    ops = ("skip_connect", "nor_conv_3x3", "avg_pool_3x3")
+    spec = CellSpec("cell", 1, 3, (Edge(0, 1, ops), Edge(0, 2, ops), Edge(1, 2, ops)))
+    space = Space("small", (spec,), gates=False, decision=Decision(one_op_per_edge=True))
+    table = SwitchTable.of(space, depth=1)
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(table.num_groups, generator=generator, dtype=torch.float64)
+    on = torch.ones(table.num_groups, dtype=torch.bool)
+    on[torch.randint(table.num_groups, (1,), generator=generator)] = False
+    number = {(group.edge, group.op): n for n, group in enumerate(table.groups)}
+    sums: dict[str, float] = {}
+    for choice in product(*[(*edge.ops, None) for edge in spec.edges]):
+        members = [number[edge, op] for edge, op in enumerate(choice) if op is not None]
+        alone = torch.zeros_like(on)
+        alone[members] = True
+        decided = decide(space, table, alone & on, scores)
+        if not decided.rescued:
+            places = [(spec.edges[edge].source, spec.edges[edge].target) for edge in range(3)]
+            used = [number[places.index((s, t)), op] for s, t, op in decided.genotype.cells["cell"]]
+            sums[decided.genotype.to_json()] = float(scores[used].sum())
+    found = best_architectures(space, table, on, scores, 8)
+    assert found[0] == decide(space, table, on, scores)
+    assert [sums[one.genotype.to_json()] for one in found] == pytest.approx(
+        sorted(sums.values(), reverse=True)[:8]
+    )
+    every = best_architectures(space, table, on, scores, 1000)
+    assert {one.genotype.to_json() for one in every} == set(sums)
+
+
+def test_an_architecture_whose_only_path_goes_is_not_among_the_best():
+    space = Space(
+        "one", (CellSpec("cell", 1, 2, (Edge(0, 1, ("skip_connect", "nor_conv_3x3")),)),), gates=False
+    )
+    table = SwitchTable.of(space, depth=1)
+    on, scores = torch.ones(2, dtype=torch.bool), torch.tensor([1.0, 3.0], dtype=torch.float64)
+    ops = [
+        {op for _, _, op in one.genotype.cells["cell"]}
+        for one in best_architectures(space, table, on, scores, 9)
+    ]
+    assert ops == [{"skip_connect", "nor_conv_3x3"}, {"nor_conv_3x3"}, {"skip_connect"}]
+    nothing = torch.zeros(2, dtype=torch.bool)
+    (rescued,) = best_architectures(space, table, nothing, scores, 9)
+    assert rescued.rescued == ("cell",)

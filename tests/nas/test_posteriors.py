@@ -121,6 +121,38 @@ def test_weights_decay_by_the_probability_of_being_kept() -> None:
     assert natural().decay_shares() is None
 
 
+def test_a_gradient_counts_for_the_images_that_it_averages() -> None:
+    switches, gradient = torch.ones(len(TABLE.group)), torch.randn(len(TABLE.group))
+    grown = []
+    for num_images in (1, 16):
+        method = natural()
+        before = method.posterior.curvature
+        method.sample(switches, Generator().manual_seed(0))
+        method.learn_(gradient, num_images)
+        grown.append(method.posterior.curvature - 0.99 * before)
+    torch.testing.assert_close(grown[1], 16 * grown[0])
+
+
+def test_every_image_has_masks_of_its_own() -> None:
+    method = dropout()
+    values = method.sample(torch.ones(len(TABLE.group)), Generator().manual_seed(0), 5)
+    assert values.shape == (5, len(TABLE.group))
+    assert not torch.equal(values[0], values[1])
+    gradient = torch.where(GOOD[TABLE.group], -0.1, 0.0).expand(5, -1)
+    before = method.scores()
+    method.learn_(gradient, 5)
+    assert method.posterior.num_updates == 1
+    assert bool((method.scores()[GOOD] > before[GOOD]).all())
+
+
+def test_logits_begin_as_the_seed_says() -> None:
+    means = [
+        NaturalGradientSearch(TABLE, Options(num_data=500, strength=1.0, seed=seed)).posterior.mean
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(means[0], means[1]) and not torch.equal(means[0], means[2])
+
+
 @pytest.mark.parametrize("make", [natural, dropout])
 def test_a_gradient_without_a_sample_is_refused(make) -> None:
     with pytest.raises(RunError, match="call sample first"):

@@ -70,6 +70,22 @@ def test_nothing_else_changes() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_norm_that_no_image_reaches_keeps_what_it_has() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.BatchNorm2d(2).double(), nn.BatchNorm2d(2).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    model = Half()
+    model.idle.running_mean.fill_(3.0)
+    assert reestimate_(model, images(2, 8), 100) == 1
+    assert model.idle.running_mean.tolist() == [3.0, 3.0]
+    assert float(model.used.running_mean.abs().min()) > 1.0
+
+
 def test_without_norms_or_images_nothing_happens() -> None:
     model = network()
     before = model[1].running_var.clone()

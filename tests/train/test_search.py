@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -11,11 +12,17 @@ import torch
 import yaml
 
 import sparsebayes
+from sparsebayes.cost import cost
+from sparsebayes.data import Loader
 from sparsebayes.errors import DataError, RecipeError, SparseBayesError
-from sparsebayes.nas import Genotype
+from sparsebayes.nas import Genotype, Supernet
 from sparsebayes.recipe import SearchRecipe, parse_recipe
 from sparsebayes.train import search as search_module
+from sparsebayes.train.progress import Reporter
 from sparsebayes.train.run import run_recipe
+from sparsebayes.train.search import Searcher
+from sparsebayes.train.search_removal import search_macs
+from sparsebayes.train.search_setup import set_up
 
 DATA = '''
 import torch
@@ -221,6 +228,107 @@ def test_search_then_compression_in_one_run(tmp_path):
     assert report["space"] == "tiny"
     assert report["compact"]["params"] < report["dense"]["params"]
     assert report["compact"]["onnx_error"] <= 1e-4
+
+
+def searcher_of(recipe: SearchRecipe, folder: Path) -> Searcher:
+    """A search that has not begun."""
+    setting = set_up(recipe)
+    folder.mkdir()
+    with Reporter(quiet=True) as reporter:
+        return Searcher(recipe, setting.supernet, setting.search_loaders, folder, lambda row: None, reporter)
+
+
+def test_curvature_is_measured_with_the_statistics_of_plain_images(tmp_path, monkeypatch):
+    changes = {"search__cycles": 2, "search__removal": 0.4, "data__augment": "shift"}
+    searcher = searcher_of(recipe(**changes), tmp_path / "run")
+    measure, seen = search_module.switch_rows, []
+
+    def watch(supernet: Supernet, batches: Loader, **options: object) -> torch.Tensor:
+        convolution, norm = supernet.network.stem[0], supernet.network.stem[1]
+        images = torch.cat([x for x, _ in searcher.loaders.plain])
+        expected = convolution(images).mean((0, 2, 3)).detach()
+        torch.testing.assert_close(norm.running_mean, expected, rtol=1e-4, atol=1e-5)
+        seen.append(1)
+        return measure(supernet, batches, **options)
+
+    monkeypatch.setattr(search_module, "switch_rows", watch)
+    searcher.run()
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("baseline", "posterior", "left"),
+    [
+        ("none", "laplace", 1),
+        ("magnitude", "laplace", 1),
+        ("darts", "laplace", 3),
+        ("none", "natural_gradient", 3),
+    ],
+)
+def test_a_softmax_over_an_edge_never_switches_operations_off(tmp_path, baseline, posterior, left):
+    changes = {"search__baseline": baseline, "search__cycles": 3, "search__epochs": 1, "search__removal": 0.4}
+    searcher = searcher_of(recipe(**changes, posterior=posterior, search__strength=1e-6), tmp_path / "run")
+    searcher.run()
+    assert int(searcher.supernet.alive[:3].sum()) == left
+
+
+def test_every_search_begins_its_logits_by_its_own_seed(tmp_path):
+    states = [
+        searcher_of(recipe(seed=seed, search__baseline="darts"), tmp_path / f"{seed}").method.state_dict()
+        for seed in (1, 2)
+    ]
+    assert not torch.equal(states[0]["alpha"], states[1]["alpha"])
+
+
+def test_random_search_gets_what_a_search_that_shrinks_computes():
+    edge = {"source": 0, "target": 1, "ops": ["nor_conv_1x1", "nor_conv_3x3"]}
+    space = {**SPACE, "cells": [{**SPACE["cells"][0], "edges": [edge]}]}
+    changes = {
+        "search__space": space,
+        "search__warmup_epochs": 1,
+        "search__cycles": 2,
+        "search__epochs": 1,
+        "search__batch_size": 20,
+        "curvature__num_images": 40,
+    }
+    setting = set_up(recipe(**changes))
+    supernet, example = setting.supernet, setting.loaders.example
+    whole = cost(supernet, example).macs
+    alone = []
+    for op in range(2):
+        other = copy.deepcopy(supernet)
+        other.switch_off_(torch.tensor([op == 0, op == 1, False]))
+        alone.append(cost(other, example).macs)
+    assert len({whole, *alone}) == 3
+    # Ten steps of the warm-up and of each cycle, and the curvature of two batches after each cycle.
+    assert search_macs(setting.recipe, supernet, 10, example) == 10 * whole + 2 * 12 * whole
+    removing = set_up(recipe(**changes, search__removal=0.4)).recipe
+    assert search_macs(removing, supernet, 10, example) in [22 * whole + 12 * macs for macs in alone]
+    assert bool(supernet.alive.all())
+    # Without curvature and removal, but with a step of the logits beside each of the weights.
+    natural = set_up(recipe(**changes, search__removal=0.4, posterior="natural_gradient")).recipe
+    assert search_macs(natural, supernet, 10, example) == 10 * whole + 2 * 20 * whole
+
+
+def test_a_learned_posterior_is_told_how_many_images_a_gradient_averages(tmp_path, monkeypatch):
+    for posterior in ("natural_gradient", "variational_dropout"):
+        searcher = searcher_of(recipe(posterior=posterior, search__epochs=1), tmp_path / posterior)
+        method, seen = searcher.method, []
+        learn, sample = method.learn_, method.sample
+        monkeypatch.setattr(
+            method, "learn_", lambda g, n, learn=learn, seen=seen: seen.append(n) or learn(g, n)
+        )
+        shapes = []
+
+        def watch(switches, generator, num_images, sample=sample, shapes=shapes):
+            drawn = sample(switches, generator, num_images)
+            shapes.append(drawn.ndim)
+            return drawn
+
+        monkeypatch.setattr(method, "sample", watch)
+        searcher.run()
+        assert set(seen) == {20}
+        assert set(shapes) == {2 if posterior == "variational_dropout" else 1}
 
 
 @pytest.mark.parametrize("baseline", ["darts", "magnitude", "random"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,16 @@ import yaml
 from sparsebayes.errors import RecipeError
 from sparsebayes.export.saved import load_model
 from sparsebayes.inference.sampling import expected_best
-from sparsebayes.nas import SPACES, Genotype, Shape, Supernet
+from sparsebayes.nas import SPACES, Genotype, Shape, Supernet, build_network
 from sparsebayes.nas.decision import decide
 from sparsebayes.nas.proxies import synflow
+from sparsebayes.nas.switches import SwitchTable
 from sparsebayes.recipe import SearchRecipe, load_recipe, parse_recipe
 from sparsebayes.train import search_draws
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.run import run_recipe
 from sparsebayes.train.search import Searcher, WithSwitches
-from sparsebayes.train.search_draws import choose_architecture, groups_of
+from sparsebayes.train.search_draws import choose_architecture, clearly_better, groups_of
 from sparsebayes.train.search_setup import Setting, set_up
 
 (CELL,) = SPACES["nas_bench_201"].cells
@@ -100,9 +102,10 @@ def test_dropout_takes_the_lowest_held_out_loss_and_leaves_the_supernet_as_it_is
     assert [cell._skip for cell in setting.supernet.network.cells] == skipped
 
 
-def test_proxies_rank_fresh_networks_and_the_mean_is_a_candidate(tmp_path):
+def test_proxies_rank_networks_as_large_as_they_will_be_and_the_mean_is_a_candidate(tmp_path):
     # With one proxy its own order decides.
-    setting, searcher = searched(recipe("natural_gradient", "sampling.proxies=[synflow]"), tmp_path / "run")
+    changes = ("sampling.proxies=[synflow]", "retrain.width=6", "retrain.depth=2")
+    setting, searcher = searched(recipe("natural_gradient", *changes), tmp_path / "run")
     own = searcher.decide().genotype
     genotype, row = chosen(setting, searcher)
     values = row["proxies"]["synflow"]
@@ -112,7 +115,7 @@ def test_proxies_rank_fresh_networks_and_the_mean_is_a_candidate(tmp_path):
     images = next(iter(setting.search_loaders.plain))[0]
     with torch.random.fork_rng():
         torch.manual_seed(search_draws.derive_seed(0, "search", "proxies"))
-        network = search_draws.build_network(genotype, **vars(setting.supernet.shape))
+        network = build_network(genotype, width=6, depth=2)
     assert synflow(network, images, images) == max(values)
 
 
@@ -179,6 +182,73 @@ def test_a_certain_posterior_keeps_its_own_decision(tmp_path, posterior):
     assert genotype == searcher.decide().genotype
 
 
+@pytest.mark.parametrize("baseline", ["none", "magnitude"])
+def test_the_cells_of_the_highest_scores_are_judged_with_the_switches_they_have(
+    tmp_path, monkeypatch, baseline
+):
+    changes = (
+        f"search.baseline={baseline}",
+        "search.removal=0.34",
+        "search.cycles=2",
+        "search.strength=1e-6",
+    )
+    setting, searcher = searched(recipe("laplace", *changes), tmp_path / "run")
+    table, switches = setting.supernet.table, setting.supernet.switches.detach().clone()
+    before = {name: value.clone() for name, value in setting.supernet.state_dict().items()}
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    image_losses = search_draws.image_losses
+    gain = 0.0
+
+    def watch(model: WithSwitches, loader: object) -> torch.Tensor:
+        assert torch.equal(model.values, switches)
+        found = image_losses(model, loader)
+        seen.append((model.supernet.alive.clone(), found))
+        return torch.full_like(found, 1 - gain * (len(seen) == 4))
+
+    monkeypatch.setattr(search_draws, "image_losses", watch)
+    own = searcher.decide().genotype
+    genotype, row = chosen(setting, searcher)
+    # Six edges with three operations left on each: many cells, the own decision first, then by the sum of scores.
+    assert row["distinct"] == len(row["heldout_losses"]) == len(seen) == 6
+    assert genotype == own and row["best"] == 0
+    assert torch.equal(seen[0][0], groups_of(table, own)[table.group])
+    scores = searcher.method.scores()
+    sums = [float(scores[groups_of_switches(table, on)].sum()) for on, _ in seen]
+    assert sums == sorted(sums, reverse=True)
+    assert all(bool(before["alive"][on].all()) for on, _ in seen)
+    after = setting.supernet.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # A fourth candidate that is better on every image is taken.
+    seen.clear()
+    gain = 0.1
+    other, row = chosen(setting, searcher)
+    assert row["best"] == 3 and other != own
+    assert torch.equal(seen[3][0], groups_of(table, other)[table.group])
+
+
+def groups_of_switches(table: SwitchTable, on: torch.Tensor) -> torch.Tensor:
+    return table.sum_groups(on.float()) > 0
+
+
+def test_a_rival_must_be_better_by_two_standard_errors_of_the_difference():
+    generator = torch.Generator().manual_seed(0)
+    own = 1 + torch.rand(400, generator=generator, dtype=torch.float64)
+    noise = torch.randn(400, generator=generator, dtype=torch.float64)
+    noise = (noise - noise.mean()) / noise.std(correction=0)
+    error = 1 / 399**0.5  # of a mean of this noise
+    assert clearly_better(torch.stack([own, own + noise - 1.9 * error])) == 0
+    assert clearly_better(torch.stack([own, own + noise - 2.1 * error])) == 1
+    # Images that are as hard for both do not count: less than a standard error of either mean is enough.
+    assert clearly_better(torch.stack([own, own - 0.001])) == 1
+    # The lowest loss of those that are clear, whatever is lower but unclear.
+    unclear, clear = own + 10 * noise - 15 * error, own - 0.01
+    assert clearly_better(torch.stack([own, unclear, clear, own + 1])) == 2
+    broken = torch.full_like(own, math.nan)
+    assert clearly_better(torch.stack([own, broken])) == 0
+    assert clearly_better(torch.stack([broken, own, own - 1])) == 2
+    assert clearly_better(torch.stack([broken, broken])) == 0
+
+
 @pytest.mark.parametrize("space", ["nas_bench_201", "darts", "tree"])
 def test_groups_of_a_genotype_give_it_back(space):
     supernet = Supernet(SPACES[space], Shape(width=2, depth=1))
@@ -220,8 +290,12 @@ def test_inherited_weights_of_a_drawn_architecture_are_the_supernets(tmp_path):
 @pytest.mark.parametrize(
     ("posterior", "change", "says"),
     [
-        ("laplace", [], "sampling draws from a posterior that is learned along with the weights"),
-        ("natural_gradient", ["search.baseline=darts"], "but search.baseline is darts; leave out sampling"),
+        ("laplace", ["sampling.proxies=[params]"], "posterior is laplace, which judges by held-out loss"),
+        (
+            "variational_dropout",
+            ["sampling.proxy_images=64"],
+            "posterior is variational_dropout, which judges by held-out loss",
+        ),
         ("natural_gradient", ["natural_gradient.initial_precision=0.5"], "below prior_precision 1.0"),
         ("natural_gradient", ["retrain.inherit=true"], "which posterior natural_gradient does not learn"),
     ],
@@ -248,8 +322,10 @@ def test_options_out_of_range_are_named(change, says):
 
 
 def test_the_papers_number_of_draws_is_the_default():
-    assert load_recipe("nas_bench201").num_draws == 1
-    for name, count in (("variational_dropout", 50), ("natural_gradient", 1)):
-        assert load_recipe("nas_bench201", overrides=[f"posterior={name}"]).num_draws == count
-    random = load_recipe("nas_bench201", overrides=["search.baseline=random"])
-    assert random.num_draws == 1
+    for name, count in (("variational_dropout", 50), ("natural_gradient", 1), ("laplace", 1)):
+        assert recipe(name, "sampling.count=null").num_draws == count
+
+
+def test_a_softmax_and_random_cells_have_one_decision_only():
+    for baseline, count in (("darts", 1), ("random", 1), ("magnitude", 16), ("none", 16)):
+        assert load_recipe("nas_bench201", overrides=[f"search.baseline={baseline}"]).num_draws == count
