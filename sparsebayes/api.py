@@ -242,7 +242,8 @@ class SparseModel:
         """Proximal step of the penalty on the gate weights: call it after each optimizer step.
 
         Args:
-            lr: The step's learning rate.
+            lr: The step's learning rate; under SGD with momentum that rate over 1 - momentum, which is how far a
+                gradient that stays the same moves a weight per step: loss and penalty then count alike.
         """
         if self.posterior is None or self._norms is None:
             return

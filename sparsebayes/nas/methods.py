@@ -168,9 +168,10 @@ class Method(ABC):
 class LaplaceSearch(Method):
     """The HARD prior over the groups and its Laplace posterior.
 
-    The penalty is T omega_g times the norm of the group's switches beside the loss of the whole data set (eq. 21),
-    applied as a proximal step, which makes exact zeros. An update measures the Gauss-Newton curvature of each group's
-    switch and moves omega and gamma; gates and predecessors enter gamma by eqs. 6 and 8.
+    The penalty is T omega_g times the root mean square of the group's switches, the coordinate that the posterior works
+    in, beside the loss of the whole data set (eq. 21), applied as a proximal step, which makes exact zeros. An update
+    measures the Gauss-Newton curvature of each group's switch and moves omega and gamma; gates and predecessors enter
+    gamma by eqs. 6 and 8.
 
     Args:
         table: see `Method`.
@@ -190,12 +191,15 @@ class LaplaceSearch(Method):
         return torch.optim.SGD([switches], self.options.switch_lr, self.options.momentum)
 
     def shrink_(self, switches: Tensor, lr: float) -> None:
-        """The proximal step of the group lasso: the norm of each group falls by lr T omega / N, not below 0."""
+        """The proximal step of T omega / N times the root mean square z of each group's c switches.
+
+        z falls by lr T omega / (N c (1 - momentum)), not below 0: a gradient that stays the same moves a weight by
+        lr / (1 - momentum) of it per step, and loss and penalty must count alike.
+        """
         counts = torch.bincount(self.table.group, minlength=self.table.num_groups)
         weight = (self.posterior.penalty / self.options.num_data).to(switches)
         norms = self.table.norms(switches.detach())
-        # Of a norm that is the root of the mean square over the group's members.
-        fall = lr * weight / counts.to(switches)
+        fall = lr / (1 - self.options.momentum) * weight / counts.to(switches)
         factor = (1 - fall / norms.clamp(min=1e-30)).clamp(min=0)
         with torch.no_grad():
             switches.mul_(factor[self.table.group.to(switches.device)])

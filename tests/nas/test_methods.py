@@ -45,7 +45,7 @@ def test_joint_evidence_counts_what_twins_hide():
 
 
 def test_a_proximal_step_lowers_the_norm_of_a_group_and_stops_at_zero():
-    method = LaplaceSearch(TABLE, options(num_data=10, strength=5.0))
+    method = LaplaceSearch(TABLE, options(num_data=10, strength=5.0, momentum=0.0))
     assert torch.equal(
         method.posterior.omega, torch.ones(TABLE.num_groups, dtype=torch.float64)
     )  # Algorithm 1 starts so
@@ -60,6 +60,21 @@ def test_a_proximal_step_lowers_the_norm_of_a_group_and_stops_at_zero():
         assert torch.allclose(switches[members], shrunk, atol=1e-6)
     method.shrink_(switches, lr=1e6)
     assert not bool(switches.any())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_loss_and_penalty_count_alike_under_momentum(momentum):
+    """Where a constant slope of the loss is that of the penalty, switches rest: the slope T omega / (N c)."""
+    method = LaplaceSearch(TABLE, options(num_data=10, strength=5.0, momentum=momentum, switch_lr=1e-5))
+    switches = torch.nn.Parameter(torch.full((TABLE.num_switches,), 0.5, dtype=torch.float64))
+    counts = torch.bincount(TABLE.group)[TABLE.group]
+    optimizer = method.optimizer(switches)
+    for _ in range(2000):
+        switches.grad = -(5 / 10 / counts).double()
+        optimizer.step()
+        method.shrink_(switches, lr=1e-5)
+    # Up to the steps that momentum takes to build up; the loss alone would move a lone switch by 0.1 with momentum.
+    assert float((switches.detach() - 0.5).abs().max()) < 1e-3
 
 
 def test_magnitude_is_switch_times_gate():
