@@ -36,6 +36,8 @@ def validate(recipe: str, overrides: tuple[str, ...], preset: str | None, no_est
     from sparsebayes.recipe import SearchRecipe, summarise
 
     resolved = arguments.read_recipe(recipe, preset, overrides)
+    if isinstance(resolved, SearchRecipe):
+        resolved.check()
     click.echo(summarise(resolved))
     click.echo("recipe is valid")
     if not no_estimate and not isinstance(resolved, SearchRecipe):

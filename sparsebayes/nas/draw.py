@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from html import escape
 
 from sparsebayes.nas.genotype import Genotype, Op
-from sparsebayes.nas.spaces import CellSpec
 
 __all__ = ["draw_cell"]
 
@@ -39,7 +38,7 @@ def draw_cell(genotype: Genotype, key: str, worth: Mapping[Op, float] | None = N
         RecipeError: the genotype has no such cell.
     """
     edges = genotype.edges(key)
-    spec = _spec(genotype, key)
+    spec = genotype.spec(key)
     longest = max(edge.target - edge.source for edge in edges)
     top = RISE * longest + LINE * max(len(edge.ops) for edge in edges) + MARGIN
     width = STEP * (spec.num_nodes - 1) + 2 * MARGIN
@@ -79,10 +78,6 @@ def draw_cell(genotype: Genotype, key: str, worth: Mapping[Op, float] | None = N
     head = f'<svg class="cell" xmlns="http://www.w3.org/2000/svg" {size}>'
     label = f"<title>Cell {escape(key)}</title>"
     return f'{head}{label}<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
-
-
-def _spec(genotype: Genotype, key: str) -> CellSpec:
-    return next(spec for spec in genotype.search_space.cells if key.startswith(spec.name))
 
 
 def _widths(worth: Mapping[Op, float | None]) -> dict[Op, float]:

@@ -68,6 +68,14 @@ class Genotype:
         free = sum(OPS[op].parameter_free for ops in self.cells.values() for _, _, op in ops)
         return free / max(self.num_ops, 1)
 
+    def spec(self, key: str) -> CellSpec:
+        """The kind of a cell.
+
+        Raises:
+            RecipeError: the space has no such cell.
+        """
+        return _spec(self.search_space, key)
+
     def edges(self, key: str) -> tuple[Edge, ...]:
         """The edges of a cell with the operations that it has, empty ones left out.
 

@@ -14,6 +14,7 @@ The shipped spaces are in `catalogue.py`. A user's own space is a mapping of the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, final, get_args
@@ -27,6 +28,7 @@ Output = Literal["concat", "last"]
 Reduction = Literal["cell", "residual", "max_pool", "stride"]
 Widths = Literal["double", "linear"]
 
+CELL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 MAX_NODES = 64
 """Nodes that a cell may have; more is a mistake in a file, not a cell."""
 
@@ -53,7 +55,7 @@ class CellSpec:
     """One kind of cell.
 
     Attributes:
-        name: what genotypes and reports call it.
+        name: what genotypes, reports and files call it: letters, digits, `_` and `-`, a letter first.
         num_inputs: inputs I: the outputs of the last I cells. They are nodes 0 to I - 1.
         num_nodes: nodes, inputs included.
         edges: edges with their candidates.
@@ -62,8 +64,8 @@ class CellSpec:
         keep: how many incoming edges a node keeps, as pairs (node, number), where a benchmark fixes it.
 
     Raises:
-        RecipeError: an edge that points back or outside, a pair of equal edges, an unknown operation, or a node that
-            nothing reaches or that reaches no output.
+        RecipeError: a name that is none, an edge that points back or outside, a pair of equal edges, an unknown
+            operation, or a node that nothing reaches or that reaches no output.
     """
 
     name: str
@@ -255,6 +257,10 @@ def _make(kind: type, fields: Mapping[str, Any], what: str) -> Any:
 
 def _check_cell(spec: CellSpec) -> None:
     where = f"cell {spec.name!r}"
+    if not CELL_NAME.fullmatch(spec.name):
+        raise RecipeError(
+            f"{where}: expected a name of at most 64 letters, digits, _ and -, a letter first; files are named after it"
+        )
     if not 1 <= spec.num_inputs < spec.num_nodes <= MAX_NODES:
         raise RecipeError(
             f"{where}: expected at least one input and at most {MAX_NODES} nodes, more than inputs, got "
@@ -329,6 +335,11 @@ def _check_space(space: Space) -> None:
     ):
         if value not in choices:
             raise RecipeError(f"{where}: {unknown(what, str(value), choices)}")
+    if not space.shared and len(names) > 1 and any(name[-1].isdecimal() for name in names):
+        raise RecipeError(
+            f"{where}: cells that are not shared have their number behind their name, so names must not end in digits, "
+            f"got {names}"
+        )
     needed = 2 if space.reduction == "cell" else 1
     if len(names) != needed:
         raise RecipeError(

@@ -169,7 +169,7 @@ class ArchitectureSamplingSection(Section):
     )
     baseline: bool = Field(
         default=True,
-        description="Judge as many uniformly random architectures by held-out loss, for comparison only.",
+        description="Judge as many random architectures of as many operations by held-out loss, for comparison only.",
     )
     norm_batches: int = Field(
         default=0,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import BeforeValidator, Field, JsonValue, PlainValidator, WithJsonSchema
 
-from sparsebayes.errors import unknown
+from sparsebayes.errors import RecipeError, unknown
 from sparsebayes.recipe.base import Epochs, Rate, Section
 from sparsebayes.recipe.names import RUN_NAME, USER_CODE, list_rules, show_value
 from sparsebayes.recipe.posteriors import (
@@ -277,6 +277,62 @@ class SearchRecipe(Section):
     def network_size(self) -> tuple[int, int]:
         """Width and depth of the network that is built of what was found."""
         return self.retrain.width or self.search.width, self.retrain.depth or self.search.depth
+
+    def check(self) -> None:
+        """Refuse what a run would refuse, as far as that can be said without images and a space.
+
+        Raises:
+            RecipeError: an option that would be ignored, or that contradicts another.
+        """
+        section, retrain = self.search, self.retrain
+        if section.joint and section.rule != "evidence":
+            raise RecipeError(
+                f"search.joint judges operations by evidence, but search.rule is {section.rule}; leave out one of them"
+            )
+        if section.paper_lambda is not None and section.strength != 1.0:
+            raise RecipeError(
+                f"search.paper_lambda replaces search.strength, but both are set; leave out the strength "
+                f"{section.strength:g}, or set search.paper_lambda to null"
+            )
+        if self.table is not None and section.space in SPACE_NAMES and section.space != "nas_bench_201":
+            raise RecipeError(
+                f"a table of true accuracies is for the space nas_bench_201, not {section.space!r}; set table: null"
+            )
+        if self.table is not None and section.one_op_per_edge is False:
+            raise RecipeError(
+                "a table of true accuracies has cells of one operation per edge, but search.one_op_per_edge is false; "
+                "set it to null, or table: null"
+            )
+        if retrain.inherit and self.network_size != (section.width, section.depth):
+            raise RecipeError(
+                "retrain.inherit takes the supernet's weights, so retrain.width and retrain.depth must be those of the "
+                "search; leave them out, or set retrain.inherit to false"
+            )
+        if retrain.inherit and section.baseline in ("darts", "random"):
+            raise RecipeError(
+                f"retrain.inherit takes switches, which baseline {section.baseline} does not learn; set it to false"
+            )
+        if retrain.inherit and section.baseline == "none" and self.posterior == "natural_gradient":
+            raise RecipeError(
+                "retrain.inherit takes switches, which posterior natural_gradient does not learn; set it to false"
+            )
+        self._check_posterior()
+
+    def _check_posterior(self) -> None:
+        """Refuse proxies where none are computed, and precisions that no Gaussian has."""
+        sampling, default = self.sampling, type(self.sampling)()
+        asked = (sampling.proxies, sampling.proxy_images) != (default.proxies, default.proxy_images)
+        if asked and self.search.baseline == "none" and self.posterior != "natural_gradient":
+            raise RecipeError(
+                "sampling.proxies and sampling.proxy_images rank the architectures of posterior natural_gradient, but "
+                f"posterior is {self.posterior}, which judges by held-out loss; leave them out"
+            )
+        gaussian = self.natural_gradient
+        if gaussian.initial_precision < gaussian.prior_precision:
+            raise RecipeError(
+                f"natural_gradient.initial_precision is {gaussian.initial_precision}, below prior_precision "
+                f"{gaussian.prior_precision}; data only add precision: lower one or raise the other"
+            )
 
     def compression(self, builder: str, options: dict[str, Any]) -> Recipe:
         """The recipe that compresses the network that was found.

@@ -31,10 +31,9 @@ def sampling_figures(run: Run) -> tuple[Figure, ...]:
 
 def _figure(record: MetricsRecord) -> Figure:
     series: list[Series] = []
-    for name, losses in (
-        ("guided", _finite(record.losses)),
-        ("random, same widths", _finite(record.random_losses)),
-    ):
+    # Searches draw operations, once; compressions draw widths, in every cycle.
+    blind = "random, as many operations" if record.cycle is None else "random, same widths"
+    for name, losses in (("guided", _finite(record.losses)), (blind, _finite(record.random_losses))):
         if losses:
             best = expected_best(losses).tolist()
             series.append(Series(name, tuple(Dot(float(n), value) for n, value in enumerate(best, start=1))))

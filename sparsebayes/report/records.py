@@ -115,7 +115,7 @@ class MetricsRecord(_Record):
         strength: the temperature T.
         seconds: wall seconds of the epoch, or since the start.
         losses: held-out losses of the sub-networks that were drawn, nats per image.
-        random_losses: those of random sub-networks of the same widths.
+        random_losses: those of random sub-networks as large.
     """
 
     phase: str

@@ -17,7 +17,7 @@ from torch.nn import functional
 from sparsebayes.data import Loader
 from sparsebayes.nas.network import CellNetwork, set_drop_path_
 from sparsebayes.recipe.search_schema import RetrainSection
-from sparsebayes.train.checkpoint import read_checkpoint, write_checkpoint
+from sparsebayes.train.checkpoint import phase_state, write_checkpoint
 from sparsebayes.train.evaluation import Evaluation
 from sparsebayes.train.fit import Epoch, Phase, fit_
 
@@ -63,6 +63,7 @@ def retrain_(
     seed: int,
     folder: Path,
     on_epoch: Callable[[Epoch], None],
+    say: Callable[[str], None],
 ) -> Evaluation:
     """Train a network in place; it ends with its best state by held-out loss.
 
@@ -74,6 +75,7 @@ def retrain_(
         seed: the run's seed.
         folder: the run folder; an interrupted training resumes from a checkpoint there.
         on_epoch: called after every epoch.
+        say: told, in one sentence, when a checkpoint is damaged.
 
     Returns:
         The network on the held-out images.
@@ -91,7 +93,7 @@ def retrain_(
         return section.auxiliary * functional.cross_entropy(training.auxiliary_logits, labels)
 
     def save(state: dict[str, Any]) -> None:
-        write_checkpoint(path, {"state": state})
+        write_checkpoint(path, {"phase": "retrain", "state": state})
 
     result = fit_(
         training,
@@ -101,7 +103,7 @@ def retrain_(
         section.settings(),
         on_epoch=on_epoch,
         save=save,
-        resume=read_checkpoint(path)["state"] if path.is_file() else None,
+        resume=phase_state(path, "retrain", say),
         extra_loss=auxiliary if network.auxiliary is not None else None,
     )
     set_drop_path_(network, 0.0)

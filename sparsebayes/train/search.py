@@ -30,7 +30,7 @@ from sparsebayes.nas.spaces import Decision, Space
 from sparsebayes.nas.supernet import Supernet
 from sparsebayes.recipe.search_schema import SearchRecipe, SearchSection
 from sparsebayes.train.batch_norm import reestimate_
-from sparsebayes.train.checkpoint import read_checkpoint, write_checkpoint
+from sparsebayes.train.checkpoint import phase_state, write_checkpoint
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.fit import fast_layout_
 from sparsebayes.train.progress import Reporter
@@ -98,6 +98,14 @@ class Searcher:
         self._switches = self.method.optimizer(supernet.switches)
         self._epoch = 0
         self._own: Iterator[tuple[Tensor, Tensor]] = iter(())
+        zeros = torch.zeros(supernet.table.num_groups, dtype=torch.float64)
+        self._worth = torch.stack([zeros, zeros])  # value and score of every group
+
+    @property
+    def worth(self) -> tuple[Tensor, Tensor]:
+        """Value and score of every group at the last update that it lived to see, each float64 of shape `[G]`."""
+        values, scores = self._worth
+        return values, scores
 
     def run(self) -> Decided:
         """Do what is left to do.
@@ -110,14 +118,15 @@ class Searcher:
         """
         section = self.recipe.search
         total = section.warmup_epochs + section.cycles * section.epochs
-        self._reporter.phase("search", total)
+        if self._epoch < total:
+            self._reporter.phase("search", total)
         while self._epoch < total:
             self._run_epoch(total)
             done = self._epoch + 1 - section.warmup_epochs
             if done > 0 and done % section.epochs == 0:
                 self._update(done // section.epochs)
             self._epoch += 1
-            write_checkpoint(self._path, self._state())
+            write_checkpoint(self._path, {"phase": "search", "state": self._state()})
             self._reporter.step()
         return self.decide()
 
@@ -227,6 +236,9 @@ class Searcher:
         """Take in what a cycle has learned; between cycles, switch the weakest operations off."""
         section, supernet, method = self.recipe.search, self.supernet, self.method
         method.update_(supernet.switches.detach(), lambda: self._rows(cycle))
+        values = supernet.table.norms(method.mean(supernet.switches).detach()).double().cpu()
+        new = torch.stack([values, method.scores().double().cpu()])
+        self._worth = new.where(alive_groups(supernet), self._worth)
         if cycle < section.cycles and method.removes:
             alive, on, scores = alive_groups(supernet), method.keep().cpu(), method.scores().cpu()
             off = weakest_groups(supernet.table, alive, on, scores, section.removal)
@@ -279,18 +291,20 @@ class Searcher:
             "weights": self._weights.state_dict(),
             "switches": None if self._switches is None else self._switches.state_dict(),
             "method": self.method.state_dict(),
+            "worth": self._worth,
         }
 
     def resume(self) -> None:
-        """Take over the state of an interrupted or finished search, if the folder has one."""
-        if not self._path.is_file():
+        """Take over the state of an interrupted or finished search, if the folder has one that can be read."""
+        state = phase_state(self._path, "search", self._reporter.line)
+        if state is None:
             return
-        state = read_checkpoint(self._path)
         self.supernet.load_state_dict(state["supernet"])
         self._weights.load_state_dict(state["weights"])
         if self._switches is not None:
             self._switches.load_state_dict(state["switches"])
         self.method.load_state_dict(state["method"])
+        self._worth = state["worth"]
         self._epoch = state["epoch"]
 
 

@@ -3,8 +3,8 @@
     natural_gradient     BaLeNAS-TF (Zhang et al., CVPR 2022, arXiv 2111.13204): draws of the Gaussian are built with
                          fresh weights and scored by training-free proxies; the best mean rank wins
     variational_dropout  PGNAS (Zhou et al., AAAI 2020, arXiv 1906.09557, section 3.3): draws are judged on held-out
-                         images with the weights that they have in the supernet; the lowest loss wins. As many uniformly
-                         random architectures beside them say what the guidance is worth
+                         images with the weights that they have in the supernet; the lowest loss wins. As many random
+                         architectures beside them, each with as many operations, say what the guidance is worth
     laplace, magnitude   the architectures of the highest scores among what is left are judged on held-out images, with
                          the weights and switches that they have; another than the method's own wins only where it is
                          better, image by image, by more than two standard errors
@@ -16,16 +16,17 @@ The method's own decision is the first candidate in all of them. What was compar
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from sparsebayes.errors import RecipeError
-from sparsebayes.inference.sampling import Sampled, best_of, uniform_candidates
+from sparsebayes.inference.sampling import Sampled, best_of
 from sparsebayes.nas.decision import Decided, best_architectures, decide, living_scores
 from sparsebayes.nas.genotype import Genotype
 from sparsebayes.nas.methods import Method
@@ -43,31 +44,12 @@ from sparsebayes.train.search import SearchLoaders, WithSwitches, decision_of
 from sparsebayes.train.search_removal import alive_groups
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["check_sampling", "choose_architecture", "clearly_better", "groups_of"]
+__all__ = ["choose_architecture", "clearly_better", "estimate_norms_", "groups_of"]
 
+MOST_ORDERS = 20
+"""Random orders that are tried for an architecture of a given size."""
 NUM_ERRORS = 2.0
 """Standard errors by which another architecture must be better than the evidence's own."""
-
-
-def check_sampling(recipe: SearchRecipe) -> None:
-    """Refuse proxies where none are computed, and precisions that no Gaussian has.
-
-    Raises:
-        RecipeError: an option that would be ignored, or that contradicts another.
-    """
-    sampling, default = recipe.sampling, type(recipe.sampling)()
-    asked = (sampling.proxies, sampling.proxy_images) != (default.proxies, default.proxy_images)
-    if asked and recipe.search.baseline == "none" and recipe.posterior != "natural_gradient":
-        raise RecipeError(
-            f"sampling.proxies and sampling.proxy_images rank the architectures of posterior natural_gradient, but "
-            f"posterior is {recipe.posterior}, which judges by held-out loss; leave them out"
-        )
-    gaussian = recipe.natural_gradient
-    if gaussian.initial_precision < gaussian.prior_precision:
-        raise RecipeError(
-            f"natural_gradient.initial_precision is {gaussian.initial_precision}, below prior_precision "
-            f"{gaussian.prior_precision}; data only add precision: lower one or raise the other"
-        )
 
 
 def choose_architecture(
@@ -185,11 +167,9 @@ def _by_loss(
         row = _by_paired_loss(recipe, supernet, values, candidates, loaders)
     if recipe.sampling.baseline:
         generator = Generator().manual_seed(derive_seed(recipe.seed, "search", "random architectures"))
-        drawn = uniform_candidates(len(candidates), table.num_groups, generator) & alive
-        scores = torch.rand(drawn.shape, generator=generator, dtype=torch.float64)
         blind = [
-            decide(supernet.space, table, on, living_scores(worth, alive), rule)
-            for on, worth in zip(drawn, scores, strict=True)
+            random_architecture(supernet, alive, rule, decided.genotype.num_ops, generator)
+            for decided in candidates
         ]
         if len({decided.genotype.to_json() for decided in blind}) > 1:
             judged = judge(blind)
@@ -233,6 +213,49 @@ def clearly_better(losses: Tensor) -> int:
     return int(worth.argmax()) if bool(worth.isfinite().any()) else 0
 
 
+def random_architecture(
+    supernet: Supernet, alive: Tensor, rule: Decision, num_ops: int, generator: Generator
+) -> Decided:
+    """An architecture of so many operations, chosen blindly: a control for one that was chosen as large.
+
+    Operations are allowed one after the other in a random order, until what is connected of them is large enough.
+
+    Args:
+        supernet: whose space it is.
+        alive: groups that it may have, bool of shape `[G]`.
+        rule: how many operations stay.
+        num_ops: operations to have.
+        generator: of the CPU.
+
+    Returns:
+        Of exactly so many operations where one of `MOST_ORDERS` orders leads to one, else as close as these came.
+    """
+    table = supernet.table
+    is_op = torch.tensor([switch.op is not None for switch in table.groups])
+    ops = (alive & is_op).nonzero().flatten()
+    found: list[Decided] = []
+
+    def first_of(order: Tensor, scores: Tensor, number: int) -> Decided:
+        on = alive & ~is_op
+        on[order[:number]] = True
+        return decide(supernet.space, table, on, scores, rule)
+
+    for _ in range(MOST_ORDERS):
+        order = ops[torch.randperm(len(ops), generator=generator)]
+        scores = torch.rand(table.num_groups, generator=generator, dtype=torch.float64)
+        nested = partial(first_of, order, living_scores(scores, alive))
+        # The more are allowed, the more stay.
+        found.append(nested(1 + bisect_left(range(1, len(ops)), num_ops, key=lambda n: _size(nested(n)))))
+        if found[-1].genotype.num_ops == num_ops:
+            break
+    return min(found, key=lambda one: abs(one.genotype.num_ops - num_ops))
+
+
+def _size(decided: Decided) -> int:
+    """Operations; 0 where a cell has only what was put back into it."""
+    return 0 if decided.rescued else decided.genotype.num_ops
+
+
 def groups_of(table: SwitchTable, genotype: Genotype) -> Tensor:
     """Groups that a genotype has on: its operations, and the gates of their edges.
 
@@ -266,13 +289,23 @@ def _only(
         # A benchmark that fixes a node's number of inputs may want one that was switched off for good.
         supernet.alive.fill_(True)
         supernet.switch_off_(~on)
-        if recipe.sampling.norm_batches:
-            loaders.plain.reseed_(derive_seed(recipe.seed, "search", "norm images"))
-            batches = islice(loaders.plain, recipe.sampling.norm_batches)
-            reestimate_(network, batches, num_images=loaders.plain.num_data)
+        estimate_norms_(recipe, network, loaders)
         yield network
     finally:
         supernet.load_state_dict(saved)
+
+
+def estimate_norms_(recipe: SearchRecipe, network: nn.Module, loaders: SearchLoaders) -> None:
+    """Estimate batch norm anew as `sampling.norm_batches` says, always on the same images.
+
+    Args:
+        recipe: how many batches; 0 changes nothing.
+        network: a supernet with some of its operations, or the network that inherits from it.
+        loaders: `plain` is used.
+    """
+    loaders.plain.reseed_(derive_seed(recipe.seed, "search", "norm images"))
+    batches = islice(loaders.plain, recipe.sampling.norm_batches)
+    reestimate_(network, batches, num_images=loaders.plain.num_data)
 
 
 def _batch(recipe: SearchRecipe, loaders: SearchLoaders) -> tuple[Tensor, Tensor]:

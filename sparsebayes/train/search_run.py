@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 import torch
-from torch import Tensor
 
 from sparsebayes.export.saved import load_model, save_model
 from sparsebayes.nas.decision import Decided
@@ -26,14 +25,14 @@ from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor
 from sparsebayes.train.fit import Epoch
-from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds
+from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_
 from sparsebayes.train.interrupt import terminable
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.random_search import random_search
 from sparsebayes.train.results import results
 from sparsebayes.train.retrain import retrain_
 from sparsebayes.train.search import Searcher
-from sparsebayes.train.search_draws import choose_architecture
+from sparsebayes.train.search_draws import choose_architecture, estimate_norms_
 from sparsebayes.train.search_results import about_search, search_results
 from sparsebayes.train.search_setup import Setting, set_up
 from sparsebayes.train.seeding import derive_seed
@@ -77,9 +76,10 @@ def run_search(
         run = _SearchRun(setting, folder, reporter)
         try:
             report = run.run()
-        except KeyboardInterrupt:
-            # Whoever catches it can tell the user which folder to resume.
-            raise KeyboardInterrupt(str(folder)) from None
+        except KeyboardInterrupt as interrupt:
+            # Whoever catches it can tell the user which folder to resume, and SIGTERM from Ctrl-C.
+            raise type(interrupt)(str(folder)) from None
+        settle_lines_(folder / "metrics.jsonl")
         write_atomically(folder / "report.json", json.dumps(report, indent=1) + "\n")
         write_report(folder)
         reporter.line(summary_line(read_report(folder)))
@@ -141,28 +141,33 @@ class _SearchRun:
         return Genotype.from_json((self._folder / "genotype.json").read_text(encoding="utf-8"))
 
     def _search(self) -> None:
-        """Search, and write what was found; done already if the folder has it."""
-        path = self._folder / "genotype.json"
+        """Search, and write what was found, as far as the folder does not have it."""
+        setting, path = self._setting, self._folder / "genotype.json"
+        is_random = self._recipe.search.baseline == "random"
         if path.is_file():
-            return
-        if self._recipe.search.baseline == "random":
-            setting = self._setting
-            decided = random_search(
-                self._recipe, setting.supernet, setting.search_loaders, self._record, self._reporter
+            if not is_random:
+                self._searcher.run()  # nothing is left to do, unless the supernet's checkpoint was lost
+        elif is_random:
+            self._found(
+                random_search(
+                    self._recipe, setting.supernet, setting.search_loaders, self._record, self._reporter
+                )
             )
-            worth: dict[str, dict[Op, float]] = {}
         else:
             decided = self._decided()
-            worth = self._write_switches(decided)
+            self._write_switches(decided)
+            self._found(decided)
+        self._draw()
+
+    def _found(self, decided: Decided) -> None:
+        """Write the genotype, and say what it is."""
         for key in decided.rescued:
             self._reporter.line(
                 f"nothing of cell {key} was worth the strength, so its best path stays; lower search.strength to keep "
                 "more"
             )
         genotype = decided.genotype
-        for key in genotype.cells:
-            write_atomically(self._folder / f"cell-{key}.svg", draw_cell(genotype, key, worth.get(key)))
-        write_atomically(path, genotype.to_json())
+        write_atomically(self._folder / "genotype.json", genotype.to_json())
         share = 100 * genotype.parameter_free_share
         self._reporter.line(f"found {genotype.num_ops} operations, {share:.0f} % of them without weights")
 
@@ -182,25 +187,29 @@ class _SearchRun:
             self._reporter,
         )
 
-    def _write_switches(self, decided: Decided) -> dict[str, dict[Op, float]]:
-        """Write what every group is worth, and whether it is part of the genotype; the worth by cell and operation."""
-        supernet, method = self._setting.supernet, self._searcher.method
-        table = supernet.table
-        values: Tensor = table.norms(method.mean(supernet.switches).detach())
+    def _write_switches(self, decided: Decided) -> None:
+        """Write what every group was worth when it was last updated, and whether it is part of the genotype."""
+        table = self._setting.supernet.table
         cells, specs = decided.genotype.cells, dict(table.cells)
+        values, scores = self._searcher.worth
         rows = []
-        worth: dict[str, dict[Op, float]] = {key: {} for key in cells}
-        for switch, value, score in zip(table.groups, values.tolist(), method.scores().tolist(), strict=True):
+        for switch, value, score in zip(table.groups, values.tolist(), scores.tolist(), strict=True):
             edge = specs[switch.key].edges[switch.edge]
             row = {"cell": switch.key, "source": edge.source, "target": edge.target, "op": switch.op}
-            chosen = False
-            if switch.op is not None:
-                op = (edge.source, edge.target, switch.op)
-                worth[switch.key][op] = score
-                chosen = op in cells[switch.key]
+            chosen = (edge.source, edge.target, switch.op) in cells[switch.key]
             rows.append({**row, "value": value, "score": score, "chosen": chosen})
         write_atomically(self._folder / "switches.json", json.dumps(rows, indent=1) + "\n")
-        return worth
+
+    def _draw(self) -> None:
+        """Draw the cells that have no picture yet."""
+        genotype, path = self._genotype(), self._folder / "switches.json"
+        worth: dict[str, dict[Op, float]] = {key: {} for key in genotype.cells}
+        for row in json.loads(path.read_text(encoding="utf-8")) if path.is_file() else ():
+            worth[row["cell"]][row["source"], row["target"], row["op"]] = row["score"]
+        for key in genotype.cells:
+            picture = self._folder / f"cell-{key}.svg"
+            if not picture.is_file():
+                write_atomically(picture, draw_cell(genotype, key, worth[key]))
 
     def _retrain(self) -> None:
         """Build the network, train it and save it in `found`; done already if it is there."""
@@ -218,6 +227,8 @@ class _SearchRun:
             supernet = setting.supernet
             values = self._searcher.method.inherited(supernet.switches) * supernet.alive
             inherit_(network, supernet.network, values, supernet.table)
+            # The supernet's statistics are those of all its operations together.
+            estimate_norms_(self._recipe, network, setting.search_loaders)
         self._reporter.phase("retrain", section.epochs)
         ended = retrain_(
             network,
@@ -227,6 +238,7 @@ class _SearchRun:
             seed=self._recipe.seed,
             folder=self._folder,
             on_epoch=self._log_epoch,
+            say=self._reporter.line,
         )
         self._reporter.line(f"network of the genotype: held-out error {100 * ended.error:.2f} %")
         network.cpu().eval()

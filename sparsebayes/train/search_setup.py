@@ -8,7 +8,7 @@ import torch
 
 from sparsebayes.data import Dataset, Images, Loader, load, split
 from sparsebayes.errors import DataError, ModelError, RecipeError
-from sparsebayes.nas.catalogue import find_space
+from sparsebayes.nas.catalogue import SPACES, find_space
 from sparsebayes.nas.network import Shape
 from sparsebayes.nas.posteriors import METHODS
 from sparsebayes.nas.supernet import Supernet
@@ -17,7 +17,6 @@ from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.train.evaluation import check_logits
 from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.search import SearchLoaders, check_batch
-from sparsebayes.train.search_draws import check_sampling
 from sparsebayes.train.search_methods import method_name
 from sparsebayes.train.seeding import derive_seed
 from sparsebayes.train.setup import make_loaders, resolve_device
@@ -54,25 +53,12 @@ def set_up(recipe: SearchRecipe) -> Setting:
         DataError: data that are absent, or too few images for the batches.
         ModelError: images that the supernet cannot take.
     """
-    check_sampling(recipe)
+    recipe.check()
     section = recipe.search
     space = find_space(section.space)
-    if recipe.table is not None and space.name != "nas_bench_201":
+    if recipe.table is not None and space != SPACES["nas_bench_201"]:
         raise RecipeError(
             f"a table of true accuracies is for the space nas_bench_201, not {space.name!r}; set table: null"
-        )
-    if recipe.retrain.inherit and recipe.network_size != (section.width, section.depth):
-        raise RecipeError(
-            "retrain.inherit takes the supernet's weights, so retrain.width and retrain.depth must be those of the "
-            "search; leave them out, or set retrain.inherit to false"
-        )
-    if recipe.retrain.inherit and section.baseline in ("darts", "random"):
-        raise RecipeError(
-            f"retrain.inherit takes switches, which baseline {section.baseline} does not learn; set it to false"
-        )
-    if recipe.retrain.inherit and method_name(recipe) == "natural_gradient":
-        raise RecipeError(
-            "retrain.inherit takes switches, which posterior natural_gradient does not learn; set it to false"
         )
     if not space.shared and recipe.retrain.depth not in (None, section.depth):
         raise RecipeError(

@@ -8,7 +8,7 @@ import pytest
 
 from sparsebayes.errors import RecipeError
 from sparsebayes.nas import SPACES, find_space, read_space
-from sparsebayes.nas.spaces import CellSpec, Decision, Edge
+from sparsebayes.nas.spaces import CellSpec, Decision, Edge, Space
 
 OPS = ("skip_connect", "nor_conv_3x3")
 
@@ -118,3 +118,18 @@ def test_a_cell_is_found_by_its_name():
     assert SPACES["darts"].cell("reduction").name == "reduction"
     with pytest.raises(RecipeError, match="unknown cell 'reduce'; did you mean 'reduction'"):
         SPACES["darts"].cell("reduce")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", "a b", "1st", ".hidden", "x" * 65])
+def test_a_name_that_no_file_should_have_is_refused(name):
+    with pytest.raises(
+        RecipeError, match="letters, digits, _ and -, a letter first; files are named after it"
+    ):
+        CellSpec(name, 1, 2, (Edge(0, 1, ("skip_connect",)),))
+
+
+def test_names_of_cells_that_are_not_shared_leave_room_for_their_number():
+    cells = tuple(CellSpec(name, 1, 2, (Edge(0, 1, ("skip_connect",)),)) for name in ("cell", "cell1"))
+    with pytest.raises(RecipeError, match="names must not end in digits"):
+        Space("two", cells, shared=False, reduction="cell")
+    assert Space("two", cells, reduction="cell").cell("cell1") is cells[1]

@@ -37,5 +37,11 @@ def test_the_last_cycle_that_drew_several_is_shown() -> None:
     assert "random" not in figure.chart
 
 
+def test_what_is_random_in_a_search_has_as_many_operations() -> None:
+    (figure,) = sampling_figures(run(MetricsRecord(phase="sample", losses=[1.0, 2.0], random_losses=[3.0])))
+    assert figure.title == "Best of n"
+    assert figure.keys == ("guided", "random, as many operations")
+
+
 def test_a_run_without_draws_has_no_chart() -> None:
     assert sampling_figures(run(MetricsRecord(phase="cycle", cycle=1))) == ()

@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 
 import sparsebayes
+from sparsebayes.cli import main
 from sparsebayes.cost import cost
 from sparsebayes.data import Loader
-from sparsebayes.errors import DataError, RecipeError, SparseBayesError
+from sparsebayes.errors import DataError, RecipeError, SparseBayesError, Terminated
 from sparsebayes.nas import Genotype, Supernet
-from sparsebayes.recipe import SearchRecipe, parse_recipe
+from sparsebayes.recipe import SearchRecipe, dump_recipe, parse_recipe
 from sparsebayes.train import search as search_module
+from sparsebayes.train import search_run
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.run import run_recipe
 from sparsebayes.train.search import Searcher
@@ -172,6 +175,81 @@ def test_an_interrupted_search_goes_on_to_the_same_numbers(
     assert numbers(again) == numbers(whole)
     assert (again / "genotype.json").read_text() == (whole / "genotype.json").read_text()
     assert (again / "switches.json").read_text() == (whole / "switches.json").read_text()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
+    changes = {"search__epochs": 3, "retrain__epochs": 3, "export__onnx": False}
+    whole = run_recipe(recipe(**changes), out=tmp_path / "run", quiet=True)
+    before, files = numbers(whole), ("genotype.json", "switches.json")
+    written = {name: (whole / name).read_text() for name in files}
+    for name in ("search.pt", "retrain.pt"):
+        path = whole / name
+        path.write_bytes(path.read_bytes()[:-100])
+    (whole / "report.json").unlink()
+    for name in files:
+        (whole / name).unlink()
+    shutil.rmtree(whole / "found")
+    run_recipe(recipe(**changes), resume=whole)
+    said = capsys.readouterr().out
+    assert "search.earlier.pt, an epoch or more older, is used instead" in said
+    assert "retrain.earlier.pt, an epoch or more older, is used instead" in said
+    assert numbers(whole) == before
+    assert {name: (whole / name).read_text() for name in files} == written
+
+
+def test_a_lost_supernet_is_searched_again_to_the_same_numbers(tmp_path):
+    changes = {"export__onnx": False, "retrain__epochs": 0, "retrain__inherit": True}
+    folder = run_recipe(recipe(**changes), out=tmp_path / "run", quiet=True)
+    before, rows = json.loads((folder / "report.json").read_text()), numbers(folder)
+    for name in ("report.json", "search.pt", "search.earlier.pt"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "found")
+    run_recipe(recipe(**changes), resume=folder, quiet=True)
+    after = json.loads((folder / "report.json").read_text())
+    assert {**before, "wall_seconds": 0} == {**after, "wall_seconds": 0}
+    assert numbers(folder) == rows
+
+
+def test_a_terminated_search_says_so(tmp_path, monkeypatch):
+    def terminate(path: Path, state: dict[str, object]) -> None:
+        raise Terminated
+
+    monkeypatch.setattr(search_module, "write_checkpoint", terminate)
+    with pytest.raises(Terminated, match="run"):
+        run_recipe(recipe(), out=tmp_path / "run", quiet=True)
+
+
+def test_an_epoch_that_was_recorded_twice_counts_once(tmp_path):
+    folder = run_recipe(recipe(export__onnx=False), out=tmp_path / "run", quiet=True)
+    before = numbers(folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, lines[0]]) + "\n")
+    (folder / "report.json").unlink()
+    run_recipe(recipe(export__onnx=False), resume=folder, quiet=True)
+    assert numbers(folder) == before
+
+
+def test_what_was_removed_keeps_the_worth_that_it_had(tmp_path):
+    changes = {"search__cycles": 3, "search__epochs": 1, "search__removal": 0.4, "search__strength": 1e-6}
+    folder = run_recipe(recipe(**changes, export__onnx=False), out=tmp_path / "run", quiet=True)
+    rows = json.loads((folder / "switches.json").read_text())
+    assert [row["chosen"] for row in rows[:3]].count(True) == 1
+    assert all(row["score"] > 0 and row["value"] > 0 for row in rows)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_search(tmp_path, monkeypatch):
+    def fail(*arguments: object) -> str:
+        raise KeyboardInterrupt
+
+    whole = run_recipe(recipe(export__onnx=False), out=tmp_path / "whole", quiet=True)
+    draw = search_run.draw_cell
+    monkeypatch.setattr(search_run, "draw_cell", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe(export__onnx=False), out=tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "genotype.json").is_file()
+    monkeypatch.setattr(search_run, "draw_cell", draw)
+    folder = run_recipe(recipe(export__onnx=False), resume=tmp_path / "run", quiet=True)
+    assert (folder / "cell-cell.svg").read_text() == (whole / "cell-cell.svg").read_text()
 
 
 def test_a_finished_search_resumes_to_its_report(tmp_path):
@@ -381,6 +459,11 @@ def test_a_strength_beyond_all_evidence_keeps_a_path_and_says_what_to_do(tmp_pat
             RecipeError,
             "retrain.depth must be that of the search",
         ),
+        (
+            {"search__space": {**SPACE, "name": "nas_bench_201"}, "table": "embedded"},
+            RecipeError,
+            "is for the space nas_bench_201",
+        ),
         ({"search__space": "searchspaces:none"}, RecipeError, "must return a sparsebayes.nas.Space, got int"),
         ({"search__space": "searchspaces:other"}, RecipeError, "has no function or class 'other'"),
         ({"search__space": {**SPACE, "cells": []}}, RecipeError, "expected at least one cell"),
@@ -401,6 +484,36 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, changes, error,
         run_recipe(recipe(**changes), out=tmp_path / "run", quiet=True)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"search__space": "darts", "table": "embedded"}, "for the space nas_bench_201, not 'darts'"),
+        (
+            {"search__space": "nas_bench_201", "search__one_op_per_edge": False, "table": "embedded"},
+            "cells of one operation per edge, but search.one_op_per_edge is false",
+        ),
+        ({"search__joint": True, "search__rule": "entropy"}, "but search.rule is entropy"),
+        (
+            {"search__paper_lambda": 0.1, "search__strength": 2.0},
+            "replaces search.strength, but both are set",
+        ),
+        ({"retrain__inherit": True, "retrain__depth": 9}, "must be those of the search"),
+        ({"natural_gradient__initial_precision": 0.5}, "below prior_precision 1.0"),
+    ],
+)
+def test_validate_refuses_what_a_run_refuses(tmp_path, changes, says):
+    refused = recipe(**changes)
+    for refuse in (refused.check, lambda: set_up(refused)):
+        with pytest.raises(RecipeError, match=says) as caught:
+            refuse()
+        assert "\n" not in str(caught.value)
+    path = tmp_path / "refused.yaml"
+    path.write_text(dump_recipe(refused))
+    result = CliRunner().invoke(main, ["validate", str(path)])
+    assert isinstance(result.exception, RecipeError) or result.exit_code == 2
+    assert "recipe is valid" not in result.output
 
 
 @pytest.mark.parametrize(

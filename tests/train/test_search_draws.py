@@ -22,7 +22,12 @@ from sparsebayes.train import search_draws
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.run import run_recipe
 from sparsebayes.train.search import Searcher, WithSwitches
-from sparsebayes.train.search_draws import choose_architecture, clearly_better, groups_of
+from sparsebayes.train.search_draws import (
+    choose_architecture,
+    clearly_better,
+    groups_of,
+    random_architecture,
+)
 from sparsebayes.train.search_setup import Setting, set_up
 
 (CELL,) = SPACES["nas_bench_201"].cells
@@ -249,6 +254,20 @@ def test_a_rival_must_be_better_by_two_standard_errors_of_the_difference():
     assert clearly_better(torch.stack([broken, broken])) == 0
 
 
+@pytest.mark.parametrize("space", ["nas_bench_201", "darts"])
+def test_a_random_control_has_as_many_operations(space):
+    supernet = Supernet(SPACES[space], Shape(width=2, depth=1))
+    alive = torch.ones(supernet.table.num_groups, dtype=torch.bool)
+    alive[5] = False
+    generator = torch.Generator().manual_seed(0)
+    rule = SPACES[space].decision
+    for num_ops in (3, 6) if space == "nas_bench_201" else (8, 40):
+        found = [random_architecture(supernet, alive, rule, num_ops, generator) for _ in range(3)]
+        assert [one.genotype.num_ops for one in found] == [num_ops] * 3
+        assert len({one.genotype.to_json() for one in found}) == 3
+        assert not any(bool(groups_of(supernet.table, one.genotype)[5]) for one in found)
+
+
 @pytest.mark.parametrize("space", ["nas_bench_201", "darts", "tree"])
 def test_groups_of_a_genotype_give_it_back(space):
     supernet = Supernet(SPACES[space], Shape(width=2, depth=1))
@@ -275,8 +294,9 @@ def test_a_run_records_what_was_drawn(tmp_path, posterior):
     assert ("Best of n" in page) == (posterior == "variational_dropout")
 
 
-def test_inherited_weights_of_a_drawn_architecture_are_the_supernets(tmp_path):
-    changes = ("retrain.inherit=true", "sampling.norm_batches=0", "sampling.baseline=false")
+@pytest.mark.parametrize("norm_batches", [0, 1])
+def test_an_inherited_network_is_the_one_that_was_judged(tmp_path, norm_batches):
+    changes = ("retrain.inherit=true", f"sampling.norm_batches={norm_batches}", "sampling.baseline=false")
     folder = run_recipe(recipe("variational_dropout", *changes), out=tmp_path / "run", quiet=True)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = next(row for row in rows if row["phase"] == "sample")["losses"]
