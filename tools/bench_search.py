@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from sparsebayes.nas import SPACES, Shape, Supernet
 from sparsebayes.nas.methods import DartsSearch, Options
-from sparsebayes.nas.rows import switch_rows
+from sparsebayes.nas.rows import relative_rows
 from sparsebayes.recipe import load_recipe
 from sparsebayes.report.benchmarks import Row, write_rows
 from sparsebayes.report.provenance import git_commit, library_versions, machine_hardware
@@ -158,7 +158,7 @@ def bench_step(threads: int, repeats: int) -> None:
     work: dict[str, Callable[[], object]] = {
         "step with softmax (DARTS)": lambda: step(lambda: darts.sample(supernet.switches, generator)),
         "step with switches": lambda: step(lambda: supernet.switches),
-        "curvature of all switches": lambda: switch_rows(
+        "curvature of all switches": lambda: relative_rows(
             supernet, [(images, labels)], num_images=len(images), factor="rademacher"
         ),
     }

@@ -140,7 +140,8 @@ def switch_rows(
 
     Returns:
         R of shape `[K, N, E]`, images in the order of the batches: `einsum("kne,knf->ef", R, R) * num_data / N`
-        is the curvature matrix.
+        is the curvature matrix. `sparsebayes.nas.rows.relative_rows` is the same for a supernet's groups of switches,
+        per relative change of each.
 
     Raises:
         SparseBayesError: as `switch_curvature`.

@@ -30,7 +30,6 @@ from sparsebayes.nas.spaces import Decision
 from sparsebayes.nas.switches import SwitchTable
 
 __all__ = [
-    "METHODS",
     "DartsSearch",
     "LaplaceSearch",
     "MagnitudeSearch",
@@ -273,9 +272,6 @@ class DartsSearch(Method):
     def __init__(self, table: SwitchTable, options: Options) -> None:
         super().__init__(table, options)
         self._alpha = torch.nn.Parameter(initial_logits(table, options.seed).float())
-        edges: dict[tuple[str, int], int] = {}
-        self._edge = torch.tensor([edges.setdefault((s.key, s.edge), len(edges)) for s in table.groups])
-        self._is_gate = torch.tensor([switch.op is None for switch in table.groups])
 
     def optimizer(self, switches: torch.nn.Parameter) -> torch.optim.Optimizer:
         """Adam over the architecture weights; the network's own switches are not used."""
@@ -284,11 +280,11 @@ class DartsSearch(Method):
 
     def sample(self, switches: Tensor, generator: Generator, num_images: int | None = None) -> Tensor:
         """The softmax over each edge, of shape `[T]`; gates are 1."""
-        return self._mixture()[self.table.group.to(switches.device)]
+        return self.table.softmax(self._alpha)[self.table.group.to(switches.device)]
 
     def mean(self, switches: Tensor) -> Tensor:
         """The same, as nothing is random."""
-        return self._mixture()[self.table.group.to(switches.device)].detach()
+        return self.table.softmax(self._alpha)[self.table.group.to(switches.device)].detach()
 
     def update_(self, switches: Tensor, rows: Callable[[], Tensor]) -> None:
         """Nothing: the optimizer has done it all."""
@@ -296,7 +292,7 @@ class DartsSearch(Method):
 
     def scores(self) -> Tensor:
         """The softmax; gates score 1."""
-        return self._mixture().detach().double().cpu()
+        return self.table.softmax(self._alpha.detach()).double().cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """The architecture weights."""
@@ -305,13 +301,6 @@ class DartsSearch(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state."""
         self._alpha.data = state["alpha"].to(self._alpha)
-
-    def _mixture(self) -> Tensor:
-        """Of shape `[G]`."""
-        edge, is_gate = self._edge.to(self._alpha.device), self._is_gate.to(self._alpha.device)
-        weights = torch.where(is_gate, 0.0, (self._alpha - self._alpha.max().detach()).exp())
-        totals = weights.new_zeros(int(edge.max()) + 1).index_add(0, edge, weights)
-        return torch.where(is_gate, 1.0, weights / totals[edge])
 
 
 def initial_logits(table: SwitchTable, seed: int) -> Tensor:
@@ -324,11 +313,3 @@ def _required(values: Tensor | None) -> Tensor:
     if values is None:
         raise RunError("expected a search with at least one cycle, got a new one: call update_ first.")
     return values
-
-
-METHODS: dict[str, type[Method]] = {
-    "laplace": LaplaceSearch,
-    "magnitude": MagnitudeSearch,
-    "darts": DartsSearch,
-}
-"""Methods by the names that recipes use."""

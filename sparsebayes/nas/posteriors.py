@@ -23,8 +23,14 @@ from torch import Generator, Tensor
 from sparsebayes.errors import RunError
 from sparsebayes.inference.natural_gradient import NaturalGradient
 from sparsebayes.inference.variational_dropout import VariationalDropout
-from sparsebayes.nas import methods
-from sparsebayes.nas.methods import Method, Options, initial_logits
+from sparsebayes.nas.methods import (
+    DartsSearch,
+    LaplaceSearch,
+    MagnitudeSearch,
+    Method,
+    Options,
+    initial_logits,
+)
 from sparsebayes.nas.spaces import Decision
 from sparsebayes.nas.switches import SwitchTable
 
@@ -60,9 +66,6 @@ class NaturalGradientSearch(Method):
             initial_precision=10.0,
             strength=options.strength,
         )
-        edges: dict[tuple[str, int], int] = {}
-        self._edge = torch.tensor([edges.setdefault((s.key, s.edge), len(edges)) for s in table.groups])
-        self._is_gate = torch.tensor([switch.op is None for switch in table.groups])
         self._logits: Tensor | None = None
 
     def sample(self, switches: Tensor, generator: Generator, num_images: int | None = None) -> Tensor:
@@ -80,7 +83,7 @@ class NaturalGradientSearch(Method):
             raise RunError("expected a sample before its gradient: call sample first.")
         drawn, self._logits = self._logits, None
         logits = drawn.clone().requires_grad_()
-        mixture = self._mixture(logits)[self.table.group]
+        mixture = self.table.softmax(logits)[self.table.group]
         (through,) = torch.autograd.grad(mixture, logits, gradient.detach().to("cpu", torch.float64))
         self.posterior.update_(drawn, through, num_images=num_images)
 
@@ -90,7 +93,7 @@ class NaturalGradientSearch(Method):
 
     def scores(self) -> Tensor:
         """The softmax of the mean; gates score 1."""
-        return self._mixture(self.posterior.mean)
+        return self.table.softmax(self.posterior.mean)
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
         """An architecture: which groups are on, all of them, and the softmax of logits drawn from the Gaussian.
@@ -101,7 +104,7 @@ class NaturalGradientSearch(Method):
         Returns:
             bool and float64 of shape `[G]`, as `keep` and `scores` return them for the mean.
         """
-        return self.keep(), self._mixture(self.posterior.sample(generator))
+        return self.keep(), self.table.softmax(self.posterior.sample(generator))
 
     def figures(self) -> dict[str, float]:
         """Standard deviation of the draws, and trace of the Hessian in the logits, nats of the whole data set."""
@@ -116,13 +119,7 @@ class NaturalGradientSearch(Method):
         self.posterior.load_state_dict(state["posterior"])
 
     def _spread(self, logits: Tensor, switches: Tensor) -> Tensor:
-        return self._mixture(logits)[self.table.group].to(switches)
-
-    def _mixture(self, logits: Tensor) -> Tensor:
-        """Softmax over the operations of each edge, of shape `[G]`; gates 1."""
-        weights = torch.where(self._is_gate, 0.0, (logits - logits.max().detach()).exp())
-        totals = weights.new_zeros(int(self._edge.max()) + 1).index_add(0, self._edge, weights)
-        return torch.where(self._is_gate, 1.0, weights / totals[self._edge].clamp(min=1e-300))
+        return self.table.softmax(logits)[self.table.group].to(switches)
 
 
 @final
@@ -133,8 +130,9 @@ class DropoutSearch(Method):
         table: what each switch belongs to.
         options: see `Options`.
         posterior: over the T switches, groups sharing their probability; None: the paper's tau and initial
-            probability. The squared norm of a switch's weights is taken as 1, so that l^2/2 nats is what an operation
-            must save: our choice, since the operations of a space differ in their number of weights.
+            probability. The squared norm of a switch's weights is taken as 1, so that an operation must save l^2/2 nats
+            for each of the cells that share it: our choice, since the operations of a space differ in their number
+            of weights.
 
     Attributes:
         posterior: the drop probabilities.
@@ -219,8 +217,10 @@ class DropoutSearch(Method):
 
 
 METHODS: dict[str, type[Method]] = {
-    **methods.METHODS,
+    "laplace": LaplaceSearch,
     "natural_gradient": NaturalGradientSearch,
     "variational_dropout": DropoutSearch,
+    "magnitude": MagnitudeSearch,
+    "darts": DartsSearch,
 }
 """All methods by the names that recipes use."""

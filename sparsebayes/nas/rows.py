@@ -6,6 +6,8 @@ With v_nk the starting vectors of image n (`sparsebayes.curvature.factors`), f t
 
 so H is the Gauss-Newton matrix of the switches in a relative change of each: z = 1, as everywhere. The switches are fed
 as one row per image, a leaf `[B, T]`: one backward pass gives the rows of all images, without the gradients of weights.
+The general estimator, `sparsebayes.curvature.switch_rows`, takes any network and finds out how its switches reach it;
+its rows `[K, N, E]` are derivatives in the switches themselves, those here `[N, K, G]` relative and summed over groups.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from sparsebayes.curvature.factors import Starts
 from sparsebayes.errors import DataError, NumericsError
 from sparsebayes.nas.supernet import Supernet
 
-__all__ = ["switch_matrix", "switch_rows"]
+__all__ = ["relative_rows", "switch_matrix"]
 
 
-def switch_rows(
+def relative_rows(
     supernet: Supernet,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,

@@ -14,6 +14,7 @@ a single switch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import final
 
@@ -67,6 +68,7 @@ class SwitchTable:
     gate_slices: tuple[slice, ...]
     gate: Tensor
     _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
+    _edges: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, space: Space, depth: int) -> SwitchTable:
@@ -143,6 +145,29 @@ class SwitchTable:
         """Root mean square of each group's switches, of shape `[G]`; the switch itself where a group has one."""
         counts = torch.bincount(self.group, minlength=self.num_groups).to(switches)
         return (self.sum_groups(switches.square()) / counts).sqrt()
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        """Softmax over the operations of each edge; gates are 1.
+
+        Args:
+            logits: of shape `[G]`; those of gates have no effect.
+
+        Returns:
+            Of the same shape.
+        """
+        if logits.device not in self._edges:
+            numbers: dict[tuple[str, int], int] = {}
+            edge = torch.tensor([numbers.setdefault((s.key, s.edge), len(numbers)) for s in self.groups])
+            is_gate = torch.tensor([switch.op is None for switch in self.groups])
+            self._edges[logits.device] = (edge.to(logits.device), is_gate.to(logits.device))
+        edge, is_gate = self._edges[logits.device]
+        lowest = logits.detach().masked_fill(is_gate, -math.inf)
+        peak = lowest.new_full((int(edge.max()) + 1,), -math.inf).scatter_reduce(0, edge, lowest, "amax")[
+            edge
+        ]
+        weights = torch.where(is_gate, peak, logits).sub(peak).exp().masked_fill(is_gate, 0.0)
+        totals = torch.zeros_like(weights).index_add(0, edge, weights)
+        return (weights / totals[edge]).masked_fill(is_gate, 1.0)
 
     def grouping(self) -> Grouping:
         """The groups over the parameter `switches`, for everything that works on groupings."""

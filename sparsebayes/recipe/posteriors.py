@@ -19,14 +19,44 @@ __all__ = [
 
 Passes: TypeAlias = Annotated[int, Field(ge=1, le=100_000)]
 """At least one: what is learned in none says nothing of any group."""
+InitialPrecision: TypeAlias = Annotated[float, Field(gt=0, le=1e12)]
+CurvatureDecay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
 
-class DropoutSection(Section):
+class _DropoutKeys(Section):
+    """What variational dropout takes in compressions and in searches; never a section itself."""
+
+    tau: float = Field(default=0.2, gt=0, le=10, description="Temperature of the binary concrete relaxation.")
+    initial: float = Field(default=0.1, gt=0, lt=1, description="Drop probability to begin with.")
+    lr: Rate = Field(
+        default=0.02, description="Learning rate of the log-odds of dropping (Adam; our choice)."
+    )
+    adaptive: bool = Field(
+        default=True,
+        description="Weigh the L2 term, in a search the weight decay of an operation, by the probability of being "
+        "kept; false: constant L2, a baseline.",
+    )
+
+
+class _GaussianKeys(Section):
+    """What natural gradients take in compressions and in searches; never a section itself."""
+
+    update: Literal["vadam", "ivon"] = Field(default="vadam", description="Form of the update.")
+    lr: Rate = Field(default=0.01, description="Learning rate of the mean.")
+    prior_precision: float = Field(default=1.0, gt=0, le=1e9, description="Precision of the prior.")
+    initial_precision: InitialPrecision = Field(
+        default=100.0,
+        description="Precision to begin with, at least the prior's; 1/sqrt of it is the first noise.",
+    )
+    gradient_decay: float = Field(default=0.9, ge=0, lt=1, description="Decay rate of the averaged gradient.")
+    curvature_decay: CurvatureDecay = Field(default=0.99, description="Decay rate of the averaged curvature.")
+
+
+class DropoutSection(_DropoutKeys):
     """Variational dropout of groups (PGNAS); for posterior: variational_dropout. train.weight_decay gives way to it."""
 
     epochs: Passes = Field(
-        default=1,
-        description="Passes over the training images with groups dropped, before each removal.",
+        default=1, description="Passes over the training images with groups dropped, before each removal."
     )
     length_scale: float = Field(
         default=50.0,
@@ -39,40 +69,13 @@ class DropoutSection(Section):
         description="Take l^2 per mean squared norm of a layer's groups: l^2/2 nats for an average group of any layer; "
         "false: one absolute l^2, as in the paper.",
     )
-    tau: float = Field(default=0.2, gt=0, le=10, description="Temperature of the binary concrete relaxation.")
-    initial: float = Field(
-        default=0.1, gt=0, lt=1, description="Drop probability of every group to begin with."
-    )
-    lr: Rate = Field(
-        default=0.02, description="Learning rate of the log-odds of dropping (Adam; our choice)."
-    )
-    adaptive: bool = Field(
-        default=True,
-        description="Weigh the L2 term of a group by its probability of being kept; false: constant L2, a baseline.",
-    )
 
 
-class GaussianSection(Section):
+class GaussianSection(_GaussianKeys):
     """A Gaussian over switches by natural gradients (BaLeNAS); for posterior: natural_gradient. Defaults are ours."""
 
     epochs: Passes = Field(
-        default=1,
-        description="Passes over the training images with drawn switches, before each removal.",
-    )
-    update: Literal["vadam", "ivon"] = Field(default="vadam", description="Form of the update.")
-    lr: Rate = Field(default=0.01, description="Learning rate of the switches' mean.")
-    prior_precision: float = Field(
-        default=1.0, gt=0, le=1e9, description="Precision of the prior on switches."
-    )
-    initial_precision: float = Field(
-        default=100.0,
-        gt=0,
-        le=1e12,
-        description="Precision to begin with, at least the prior's; 1/sqrt of it is the first noise.",
-    )
-    gradient_decay: float = Field(default=0.9, ge=0, lt=1, description="Decay rate of the averaged gradient.")
-    curvature_decay: float = Field(
-        default=0.99, ge=0, lt=1, description="Decay rate of the averaged curvature."
+        default=1, description="Passes over the training images with drawn switches, before each removal."
     )
 
 
@@ -97,48 +100,30 @@ class SamplingSection(Section):
     )
 
 
-class OperationDropoutSection(Section):
+class OperationDropoutSection(_DropoutKeys):
     """Variational dropout of operations (PGNAS), in a search; for posterior: variational_dropout."""
 
     length_scale: float = Field(
         default=50.0,
         gt=0,
         le=1e9,
-        description="l^2: an operation stays where it saves more than l^2/2 nats times search.strength. Ours: the "
-        "paper's l^2 is the precision of the prior on weights.",
-    )
-    tau: float = Field(default=0.2, gt=0, le=10, description="Temperature of the binary concrete relaxation.")
-    initial: float = Field(
-        default=0.1, gt=0, lt=1, description="Drop probability of every operation to begin with."
-    )
-    lr: Rate = Field(
-        default=0.02, description="Learning rate of the log-odds of dropping (Adam; our choice)."
-    )
-    adaptive: bool = Field(
-        default=True,
-        description="Weigh the weight decay of an operation by its probability of being kept; false: constant decay, a "
-        "baseline.",
+        description="l^2: an operation stays where it saves more than l^2/2 nats, times search.strength, for each of "
+        "the cells that share it. Ours: the paper's l^2 is the precision of the prior on weights.",
     )
 
 
-class LogitGaussianSection(Section):
+class LogitGaussianSection(_GaussianKeys):
     """A Gaussian over architecture logits (BaLeNAS), in a search; for posterior: natural_gradient. Defaults are ours.
 
     N of its updates is the number of images that the weights learn from, and the temperature is search.strength.
     """
 
-    update: Literal["vadam", "ivon"] = Field(default="vadam", description="Form of the update.")
-    lr: Rate = Field(default=0.01, description="Learning rate of the logits' mean.")
-    prior_precision: float = Field(default=1.0, gt=0, le=1e9, description="Precision of the prior on logits.")
-    initial_precision: float = Field(
+    initial_precision: InitialPrecision = Field(
         default=10.0,
-        gt=0,
-        le=1e12,
         description="Precision to begin with, at least the prior's; 1/sqrt of it is the first noise.",
     )
-    gradient_decay: float = Field(default=0.9, ge=0, lt=1, description="Decay rate of the averaged gradient.")
-    curvature_decay: float = Field(
-        default=0.999, ge=0, lt=1, description="Decay rate of the averaged curvature."
+    curvature_decay: CurvatureDecay = Field(
+        default=0.999, description="Decay rate of the averaged curvature."
     )
 
 

@@ -27,6 +27,7 @@ from sparsebayes.prune.masking import Masks, apply_masks_
 from sparsebayes.prune.pricing import EntryCosts, entry_costs, group_prices
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe, TrainSection
+from sparsebayes.train.batch_norm import reestimate_
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.fit import Phase
 from sparsebayes.train.loaders import Loaders
@@ -220,31 +221,10 @@ def _masked(
     try:
         apply_masks_(model, masks)
         apply_masks_(model, lineage.masks)
-        if norm_batches:
-            _estimate_norms_(model, images, norm_batches)
+        reestimate_(model, islice(images, norm_batches), num_images=images.num_data)
         yield
     finally:
         model.load_state_dict(saved)
-
-
-def _estimate_norms_(model: nn.Module, images: Loader, num_batches: int) -> None:
-    """Average batch norm's statistics anew over some batches."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    training, momenta = model.training, [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average
-    model.train()
-    try:
-        with torch.no_grad():
-            for batch, _ in islice(images, num_batches):
-                model(batch)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        model.train(training)
 
 
 def _describe(posterior: Posterior) -> dict[str, float]:

@@ -25,7 +25,7 @@ from torch.nn import functional
 from sparsebayes.data import Loader
 from sparsebayes.errors import DataError, NumericsError
 from sparsebayes.nas.decision import Decided, decide, living_scores
-from sparsebayes.nas.rows import switch_rows
+from sparsebayes.nas.rows import relative_rows
 from sparsebayes.nas.spaces import Decision, Space
 from sparsebayes.nas.supernet import Supernet
 from sparsebayes.recipe.search_schema import SearchRecipe, SearchSection
@@ -259,7 +259,7 @@ class Searcher:
         network = WithSwitches(self.supernet, self.method.mean(self.supernet.switches))
         reestimate_(network, plain, num_images=curvature.num_images)
         plain.reseed_(derive_seed(seed, "search", "curvature", cycle))
-        return switch_rows(
+        return relative_rows(
             self.supernet,
             plain,
             num_images=curvature.num_images,

@@ -92,7 +92,7 @@ def test_draws_of_logits_are_all_on_and_differ() -> None:
     generator = Generator().manual_seed(0)
     (on, scores), (_, others) = method.draw(generator), method.draw(generator)
     assert bool(on.all()) and not torch.equal(scores, others)
-    expected = method._mixture(method.posterior.sample(Generator().manual_seed(0)))
+    expected = TABLE.softmax(method.posterior.sample(Generator().manual_seed(0)))
     assert torch.equal(scores, expected)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 from sparsebayes.curvature import switches as general
 from sparsebayes.errors import DataError
 from sparsebayes.nas import SPACES, Shape, Supernet, read_space
-from sparsebayes.nas.rows import switch_matrix, switch_rows
+from sparsebayes.nas.rows import relative_rows, switch_matrix
 
 
 def trained_like(name: str) -> Supernet:
@@ -38,7 +38,7 @@ def test_the_exact_matrix_is_the_gauss_newton_matrix_of_relative_changes():
     p = functional.softmax(supernet(x), 1).detach()
     hessian = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     expected = torch.einsum("bcg,bcd,bdh->gh", jacobian, hessian, jacobian) * (1000 / 3)
-    rows = switch_rows(supernet, data, num_images=3, estimator="exact")
+    rows = relative_rows(supernet, data, num_images=3, estimator="exact")
     assert torch.allclose(switch_matrix(rows, 1000), expected, rtol=1e-8, atol=1e-8)
 
 
@@ -46,7 +46,7 @@ def test_the_exact_matrix_is_the_gauss_newton_matrix_of_relative_changes():
 def test_rows_are_those_of_the_general_estimator(name):
     supernet = trained_like(name)
     data = batches(4, 3)
-    rows = switch_rows(supernet, data, num_images=7, draws=2, seed=5)  # [N, K, G]
+    rows = relative_rows(supernet, data, num_images=7, draws=2, seed=5)  # [N, K, G]
     other = general.switch_rows(supernet, ["switches"], data, draws=2, seed=5)  # [K, N, T]
     other = supernet.table.sum_groups(other * supernet.switches.detach()).transpose(0, 1)
     assert rows.shape == (7, 2, supernet.table.num_groups)
@@ -55,15 +55,15 @@ def test_rows_are_those_of_the_general_estimator(name):
 
 def test_only_so_many_images_are_used_however_they_come():
     supernet = trained_like("nas_bench_201")
-    one = switch_rows(supernet, batches(6), num_images=5, seed=1)
-    other = switch_rows(supernet, batches(2, 2, 2), num_images=5, seed=1)
+    one = relative_rows(supernet, batches(6), num_images=5, seed=1)
+    other = relative_rows(supernet, batches(2, 2, 2), num_images=5, seed=1)
     assert torch.allclose(one, other, rtol=1e-10)
 
 
 def test_mode_and_gradients_stay_as_they_are():
     supernet = trained_like("nas_bench_201").train()
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
-    switch_rows(supernet, batches(2), num_images=2)
+    relative_rows(supernet, batches(2), num_images=2)
     assert supernet.training
     assert all(p.grad is None for p in supernet.parameters())
     assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
@@ -71,4 +71,4 @@ def test_mode_and_gradients_stay_as_they_are():
 
 def test_no_images_is_an_error():
     with pytest.raises(DataError, match="expected images to measure the switches on"):
-        switch_rows(trained_like("nas_bench_201"), [], num_images=3)
+        relative_rows(trained_like("nas_bench_201"), [], num_images=3)

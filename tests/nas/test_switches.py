@@ -78,3 +78,21 @@ def test_sums_and_norms_are_those_of_the_grouping(space):
     counts = torch.bincount(table.group)
     expected = (grouping.reduce({PARAMETER: values.square()}) / counts).sqrt()
     assert torch.allclose(table.norms(values), expected)
+
+
+@pytest.mark.parametrize("name", ["darts", "nas_bench_201"])
+def test_a_softmax_is_over_the_operations_of_each_edge(name):
+    table = SwitchTable.of(SPACES[name], depth=2)
+    generator = torch.Generator().manual_seed(0)
+    # Logits so far apart that those of one edge would vanish beside those of another.
+    logits = 300 * torch.randn(table.num_groups, generator=generator, dtype=torch.float64)
+    edges: dict[tuple[str, int], list[int]] = {}
+    for number, switch in enumerate(table.groups):
+        edges.setdefault((switch.key, switch.edge), []).append(number)
+    expected = torch.ones_like(logits)
+    for numbers in edges.values():
+        ops = [number for number in numbers if table.groups[number].op is not None]
+        expected[ops] = torch.softmax(logits[ops], 0)
+    torch.testing.assert_close(table.softmax(logits), expected)
+    small = (logits / 300).requires_grad_()
+    assert torch.autograd.gradcheck(table.softmax, (small,))

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from sparsebayes.nas import SPACES
-from sparsebayes.nas.methods import METHODS
+from sparsebayes.nas.posteriors import METHODS
 from sparsebayes.recipe import SearchRecipe, dump_recipe, json_schema, load_recipe, parse_recipe
 from sparsebayes.recipe.posteriors import (
     ArchitectureSamplingSection,
@@ -40,7 +40,8 @@ NAMES = [
 def test_the_spaces_and_methods_that_recipes_may_name_are_those_there_are():
     assert sorted(SPACE_NAMES) == sorted(SPACES)
     baselines = SearchSection.model_fields["baseline"].annotation.__args__
-    assert set(METHODS) == {"laplace", *baselines} - {"none", "random"}
+    posteriors = SearchRecipe.model_fields["posterior"].annotation.__args__
+    assert set(METHODS) == {*posteriors, *baselines} - {"none", "random"}
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)

@@ -319,7 +319,7 @@ def searcher_of(recipe: SearchRecipe, folder: Path) -> Searcher:
 def test_curvature_is_measured_with_the_statistics_of_plain_images(tmp_path, monkeypatch):
     changes = {"search__cycles": 2, "search__removal": 0.4, "data__augment": "shift"}
     searcher = searcher_of(recipe(**changes), tmp_path / "run")
-    measure, seen = search_module.switch_rows, []
+    measure, seen = search_module.relative_rows, []
 
     def watch(supernet: Supernet, batches: Loader, **options: object) -> torch.Tensor:
         convolution, norm = supernet.network.stem[0], supernet.network.stem[1]
@@ -329,7 +329,7 @@ def test_curvature_is_measured_with_the_statistics_of_plain_images(tmp_path, mon
         seen.append(1)
         return measure(supernet, batches, **options)
 
-    monkeypatch.setattr(search_module, "switch_rows", watch)
+    monkeypatch.setattr(search_module, "relative_rows", watch)
     searcher.run()
     assert len(seen) == 2
 
