@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsebayes.errors import ModelError
+from sparsebayes.networks import in_mode
 
 __all__ = ["Cost", "LayerCost", "cost"]
 
@@ -93,7 +94,7 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
     shapes: dict[str, tuple[int, ...]] = {}
     names = {module: name for name, module in model.named_modules()}
     with ExitStack() as stack:
-        stack.enter_context(_eval_mode(model))
+        stack.enter_context(in_mode(model, train=False))
         stack.enter_context(_plain_kernels())
         stack.enter_context(torch.no_grad())
         devices = [example.device] if example.is_cuda else []
@@ -226,18 +227,6 @@ _HEAVY = (
     "cholesky", "cudnn_convolution", "fft", "grid_sampler", "linalg", "matrix_exp", "miopen_convolution",
     "miopen_rnn", "mkldnn_convolution", "mkldnn_linear", "sparse", "triangular_solve",
 )  # fmt: skip
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, and back into its own afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -16,7 +16,6 @@ the least number of groups per layer (`prune.min_keep`) does not concern them.
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsebayes.errors import GroupingError, ModelError
+from sparsebayes.groups.exporting import Failure, exported, operation_of
 from sparsebayes.groups.grouping import Grouping, Labels
 from sparsebayes.groups.scope import EVERYTHING, Scope, owner
 
@@ -108,26 +108,31 @@ class _Graph:
     """
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
-        program = _exported(model, example)
+        device = next((parameter.device for parameter in model.parameters()), example.device)
+        found = exported(model, example[:2].to(device), train=False)
+        if isinstance(found, Failure):
+            raise ModelError(
+                f"branches need a model that torch.export can trace, but it failed: {found.reason}; use a rule that "
+                "needs no tracing, such as filters"
+            )
         first: dict[int, str] = {}
         for name, parameter in model.named_parameters():
             first.setdefault(id(parameter), name)
         names = {
             name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)
         }
-        bound = program.graph_signature.inputs_to_parameters
-        inputs = set(program.graph_signature.user_inputs)
-        self.nodes = list(program.graph.nodes)
-        self.parameters = {node: names[bound[node.name]] for node in self.nodes if node.name in bound}
+        self.nodes = list(found.graph.nodes)
+        self.parameters = {
+            node: names[found.names[node.name]] for node in self.nodes if found.names.get(node.name) in names
+        }
         self.active: set[fx.Node] = set()
         for node in self.nodes:
-            if node.name in inputs or any(source in self.active for source in node.all_input_nodes):
+            if node.name in found.inputs or any(source in self.active for source in node.all_input_nodes):
                 self.active.add(node)
 
     def op(self, node: fx.Node) -> str:
         """Name of a node's operation without overload and trailing underscore, such as ``"conv2d"``."""
-        packet = getattr(node.target, "overloadpacket", None)
-        return str(getattr(packet, "__name__", node.target)).rstrip("_")
+        return operation_of(node).rstrip("_")
 
     def argument(self, node: fx.Node, name: str) -> fx.Node | None:
         """The node that an operation gets as the argument of a name."""
@@ -206,24 +211,3 @@ def _branch(graph: _Graph, total: fx.Node, last: fx.Node, exclusive: set[fx.Node
     if not gates or len(gates) != len(given) or not set(gates) <= set(own):
         return None
     return _Branch(tuple(gates), tuple(name for name in own if name not in gates))
-
-
-def _exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    """The model's graph in evaluation mode; its modes are as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = next((parameter.device for parameter in model.parameters()), example.device)
-    model.eval()
-    try:
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")  # the exporter's own deprecations
-            return torch.export.export(model, (example[:2].to(device),), strict=False)
-    except Exception as error:  # the exporter raises what the model raises, which can be anything
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = (lines[0] if lines else type(error).__name__).rstrip(".")
-        raise ModelError(
-            f"branches need a model that torch.export can trace, but it failed: {reason}; use a rule that needs no "
-            "tracing, such as filters"
-        ) from error
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -13,17 +13,20 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import config as fx_config
 from torch.fx.traceback import annotate, preserve_node_meta
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Exported", "Failure", "Step", "exported", "line_of", "mode", "step_of"]
+from sparsebayes.networks import in_mode
+
+__all__ = ["Exported", "Failure", "Step", "exported", "line_of", "operation_of", "path_of", "step_of"]
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -35,11 +38,13 @@ class Exported:
     Attributes:
         graph: Its graph.
         names: Parameter or buffer behind each placeholder of the graph, by the placeholder's name.
+        inputs: Names of the placeholders that are the model's inputs.
         steps: The operations as the code called them; `step_of` leads from a node to its number.
     """
 
     graph: fx.Graph
     names: dict[str, str]
+    inputs: frozenset[str]
     steps: tuple[Step, ...]
 
     @property
@@ -71,25 +76,47 @@ class Step:
     Attributes:
         name: Its name.
         line: The line that called it: ``"file:line:position in the bytecode"``.
-        shape: Shape of its result, if that is one tensor.
+        shapes: Shapes of its results, if it got so far and returned a tensor or several.
     """
 
     name: str
     line: str
-    shape: tuple[int, ...] | None
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 class _Steps(TorchFunctionMode):
-    """Lists the operations that the model's code calls, and writes their numbers on the nodes of the graph."""
+    """Lists the operations that the model's code calls, and writes their numbers on the nodes of the graph.
+
+    The exporter calls torch functions of its own before, between and after the runs of the model; those pass by.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Step] = []
         self.failed: int | None = None
+        self.running = False
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """List operations while this model runs."""
+
+        def begin(_module: nn.Module, _inputs: Any) -> None:
+            self.running = True
+
+        def end(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+            self.running = False
+
+        with ExitStack() as stack:
+            stack.callback(model.register_forward_pre_hook(begin, prepend=True).remove)
+            stack.callback(model.register_forward_hook(end, always_call=True).remove)
+            stack.enter_context(self)
+            yield
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if not self.running:
+            return func(*args, **(kwargs or {}))
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_code.co_filename.startswith(_TORCH):
             frame = frame.f_back
@@ -97,7 +124,7 @@ class _Steps(TorchFunctionMode):
         line = f"{frame.f_code.co_filename}:{frame.f_lineno}:{frame.f_lasti}"
         name = getattr(func, "__name__", str(func))
         number = len(self.steps)
-        self.steps.append(Step(name, line, None))
+        self.steps.append(Step(name, line))
         try:
             with annotate({"line": line, "step": number}):
                 result = func(*args, **(kwargs or {}))
@@ -105,8 +132,9 @@ class _Steps(TorchFunctionMode):
             # What follows only describes the error.
             self.failed = number if self.failed is None else self.failed
             raise
-        if isinstance(result, Tensor):
-            self.steps[number] = Step(name, line, tuple(result.shape))
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        shapes = tuple(tuple(one.shape) for one in results if isinstance(one, Tensor))
+        self.steps[number] = Step(name, line, shapes)
         return result
 
 
@@ -120,30 +148,33 @@ def step_of(node: fx.Node) -> int:
     return int((node.meta.get("custom") or {}).get("step", -1))
 
 
+def path_of(node: fx.Node) -> str:
+    """Path of the innermost module that a node runs in; empty for the model's own forward."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def operation_of(node: fx.Node) -> str:
+    """Name of a node's operation without its overload: ``"conv2d"``, or ``"relu_"`` where it works in place."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(getattr(packet, "__name__", node.target))
+
+
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Without PyTorch's log of errors, which are caught and told in our words."""
+def _lean() -> Iterator[None]:
+    """Without PyTorch's log of errors, which are told in our words, and without a stack trace for every node."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.disabled
+    disabled, traces = logger.disabled, "do_not_emit_stack_traces"
+    before = getattr(fx_config, traces, None)  # older versions of PyTorch have no such option
     logger.disabled = True
+    if before is not None:
+        setattr(fx_config, traces, True)
     try:
         yield
     finally:
-        logger.disabled = before
-
-
-@contextmanager
-def mode(model: nn.Module, *, train: bool) -> Iterator[None]:
-    """Put the model into one mode, and each module and the random state back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    random_state = torch.get_rng_state()
-    model.train(train)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(random_state)
-        for module, training in modes:
-            module.training = training
+        logger.disabled = disabled
+        if before is not None:
+            setattr(fx_config, traces, before)
 
 
 def exported(model: nn.Module, example: Tensor, *, train: bool) -> Exported | Failure:
@@ -151,14 +182,22 @@ def exported(model: nn.Module, example: Tensor, *, train: bool) -> Exported | Fa
 
     Args:
         model: Any model of one tensor.
-        example: An input, ``[B, ...]``.
+        example: An input, ``[B, ...]``. One image is doubled for training mode: batch norm refuses to train on one
+            value per channel.
         train: Whether to export it in training mode.
     """
+    if train and len(example) == 1:
+        example = torch.cat([example, example])
     record = _Steps()
-    with mode(model, train=train), warnings.catch_warnings(), torch.enable_grad():
+    with (
+        in_mode(model, train=train),
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(),
+        torch.enable_grad(),
+    ):
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         try:
-            with preserve_node_meta(), _silent(), record:
+            with preserve_node_meta(), _lean(), record.watching(model):
                 program = torch.export.export(model, (example,), strict=False)
         except Exception as error:  # the exporter raises what the model raises, which can be anything
             stop = len(record.steps) if record.failed is None else record.failed + 1
@@ -168,4 +207,4 @@ def exported(model: nn.Module, example: Tensor, *, train: bool) -> Exported | Fa
             )
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    return Exported(program.graph, names, tuple(record.steps))
+    return Exported(program.graph, names, frozenset(signature.user_inputs), tuple(record.steps))

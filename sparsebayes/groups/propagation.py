@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from sparsebayes.errors import ModelError
 from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace, fixed_shadow
-from sparsebayes.groups.exporting import Exported, line_of
+from sparsebayes.groups.exporting import Exported, line_of, operation_of, path_of
 from sparsebayes.groups.trace_layers import Call, Result, shadow_of
 from sparsebayes.groups.trace_ops import OPS, unknown_op
 
@@ -53,7 +53,7 @@ def propagate(
     values: dict[fx.Node, Any] = {}
     for node in one.graph.nodes:
         if node.op == "placeholder":
-            values[node] = _placeholder(node, one.names, leaves)
+            values[node] = _placeholder(node, one, leaves)
         elif node not in needed:
             continue
         elif node.op == "call_function" and node.target is operator.getitem:
@@ -73,15 +73,15 @@ def _needed(graph: fx.Graph) -> set[fx.Node]:
     """Nodes whose results are used: an unused attention map, say, must not let its heads stay."""
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        packet = str(getattr(getattr(node.target, "overloadpacket", None), "__name__", ""))
-        if node.op == "output" or packet.endswith("_") or any(user in needed for user in node.users):
+        in_place = node.op == "call_function" and operation_of(node).endswith("_")
+        if node.op == "output" or in_place or any(user in needed for user in node.users):
             needed.add(node)
     return needed
 
 
 def _freeze(trace: Trace, node: fx.Node, values: dict[fx.Node, Any], frozen: Collection[str]) -> None:
     """Let everything stay that a node of a frozen module, or of one within it, works on."""
-    path = _module(node)
+    path = path_of(node)
     around = [one for one in frozen if path == one or (one and path.startswith(f"{one}."))]
     if not around:
         return
@@ -93,16 +93,10 @@ def _freeze(trace: Trace, node: fx.Node, values: dict[fx.Node, Any], frozen: Col
                 trace.fix(value.ids, reason)
 
 
-def _module(node: fx.Node) -> str:
-    """Path of the innermost module that a node runs in; empty for the model's own forward."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]) if stack else ""
-
-
 def _is_mixed(node: fx.Node, depth: int = 10) -> bool:
     """Whether a result goes, merely moved about, into a product of two activations."""
     for user in node.users:
-        name = str(getattr(getattr(user.target, "overloadpacket", None), "__name__", user.target))
+        name = operation_of(user)
         if name in _PRODUCTS and all(arg.op != "placeholder" for arg in user.all_input_nodes):
             return True
         if depth and (name in _MOVES or user.target is operator.getitem) and _is_mixed(user, depth - 1):
@@ -110,16 +104,15 @@ def _is_mixed(node: fx.Node, depth: int = 10) -> bool:
     return False
 
 
-def _placeholder(node: fx.Node, names: Mapping[str, str], leaves: Mapping[str, Leaf]) -> Leaf | Shadow | None:
+def _placeholder(node: fx.Node, one: Exported, leaves: Mapping[str, Leaf]) -> Leaf | Shadow | None:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return None
     shape = tuple(value.shape)
-    name = names.get(node.name)
+    name = one.names.get(node.name)
     if name is not None:
         return leaves[name]
-    is_constant = node.name.startswith("c_")
-    return Leaf("", shape, False) if is_constant else fixed_shadow(shape)
+    return fixed_shadow(shape) if node.name in one.inputs else Leaf("", shape, False)
 
 
 def _call(
@@ -130,7 +123,7 @@ def _call(
     is_list = isinstance(returned, (list, tuple))
     results = returned if isinstance(returned, (list, tuple)) else [returned]
     shapes = [tuple(result.shape) for result in results if isinstance(result, Tensor)]
-    packet = str(getattr(getattr(node.target, "overloadpacket", None), "__name__", node.target))
+    packet = operation_of(node)
     if packet in _CHECKS:
         return None
     op = packet.rstrip("_")
@@ -144,7 +137,7 @@ def _call(
         shapes=tuple(shapes),
         is_list=is_list or not shapes,
         place=_place(node, op),
-        module=_module(node),
+        module=path_of(node),
         line=line_of(node),
         modules=modules,
         is_mixed=op in _SPLITS and _is_mixed(node),
@@ -194,5 +187,5 @@ def _named(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 
 def _place(node: fx.Node, op: str) -> str:
     """Operation and module, for messages."""
-    module = _module(node)
+    module = path_of(node)
     return f"{op} at {module!r}" if module else f"{op} in the model's forward"

@@ -28,10 +28,12 @@ def resolve(trace: Trace, notes: Sequence[str]) -> tuple[UnitGraph, Tensor]:
     bindings = [*trace.bindings.values(), *_leaf_bindings(trace)]
     own = [binding for binding in bindings if binding.own and binding.leaf.is_parameter]
     none = torch.zeros(0, dtype=torch.int64)
-    read = torch.cat([none, *(trace.roots(binding.ids) for binding in bindings if binding.reads)])
+    is_read = torch.zeros(trace.num_ids, dtype=torch.bool)
+    for binding in bindings:
+        if binding.reads:
+            is_read[trace.roots(binding.ids)] = True
     for binding in own:
-        unread = ~torch.isin(trace.roots(binding.ids), read)
-        trace.fix(binding.ids[unread], "no layer reads them")
+        trace.fix(binding.ids[~is_read[trace.roots(binding.ids)]], "no layer reads them")
     unit = torch.full((trace.num_ids,), -1)
     layers: dict[str, int] = {}
     layer_index: list[Tensor] = [none]
@@ -77,8 +79,9 @@ def _leaf_bindings(trace: Trace) -> list[Binding]:
     used_twice = {name for name, _ in trace.bindings} & set(trace.leaves)
     for binding in trace.bindings.values():
         if binding.leaf.name in used_twice:
-            trace.fix(binding.ids, f"{binding.leaf.name!r} is also used outside of its layer")
-            trace.fix(trace.leaves[binding.leaf.name][1].ids, "")
+            reason = f"{binding.leaf.name!r} is also used outside of its layer"
+            trace.fix(binding.ids, reason)
+            trace.fix(trace.leaves[binding.leaf.name][1].ids, reason)
     # To let one parameter stay can bind another, so this repeats until nothing changes.
     count = -1
     while count != len(trace.reasons):

@@ -6,13 +6,13 @@ that are gone. For tracing, and only for that, a copy of the model that shares a
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
 
 from sparsebayes.layers.attention import HeadAttention
 from sparsebayes.layers.norms import PartialGroupNorm, PartialLayerNorm
+from sparsebayes.networks import copied
 
 __all__ = ["ImageLayerNorm", "is_layer_norm_of_images", "traceable"]
 
@@ -34,12 +34,16 @@ def is_layer_norm_of_images(module: nn.Module | None) -> bool:
 
 
 def traceable(model: nn.Module) -> nn.Module:
-    """The model itself, or a copy of it with stand-ins, which shares parameters and buffers."""
+    """The model itself, or a copy of it with stand-ins, which shares parameters and buffers.
+
+    Raises:
+        ModelError: If it needs stand-ins, and cannot be copied.
+    """
     kinds = (nn.MultiheadAttention, PartialGroupNorm, PartialLayerNorm)
     if not any(isinstance(module, kinds) for module in model.modules()):
         return model
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, memo)
+    twin = copied(model, memo)
     for parent in list(twin.modules()):
         for name, child in list(parent.named_children()):
             other = _stand_in(child)

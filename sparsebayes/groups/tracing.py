@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError
 from sparsebayes.groups.channel_ids import Leaf, Trace
-from sparsebayes.groups.exporting import Exported, Failure, exported, line_of
+from sparsebayes.groups.exporting import Exported, Failure, exported, line_of, path_of
 from sparsebayes.groups.propagation import propagate
 from sparsebayes.groups.resolving import resolve
 from sparsebayes.groups.scope import owner
@@ -122,15 +122,15 @@ def _give_up_(
             levels[line] = levels.get(line, 0) + 1
             continue
         here = {
-            one.path(node) for one in traced for node in one.exported.calls if line and line_of(node) == line
+            path_of(node) for one in traced for node in one.exported.calls if line and line_of(node) == line
         }
         if here <= frozen:
             # An error without a line, or one that freezing has not cured: nothing that was assumed is trusted.
             levels.update(dict.fromkeys(assumed, MAX_ROUNDS))
             here = {
-                one.path(node) for one in traced for node in one.exported.calls if line_of(node) in assumed
+                path_of(node) for one in traced for node in one.exported.calls if line_of(node) in assumed
             }
-            here = here or {one.path(node) for one in traced for node in one.exported.calls}
+            here = here or {path_of(node) for one in traced for node in one.exported.calls}
         frozen |= here
 
 

@@ -4,7 +4,7 @@ The tracer predicts the shape of every activation after a removal. So remove som
 model, export that, and compare both graphs, operation by operation. Where a shape, a position or a factor differs from
 the prediction, or the copy stops, the code there does not adapt in the way that the tracer assumed:
 
-    >>> refuted_lines(model, example, units, train=False)
+    >>> refuted_lines(model, example, units, unit_of_id, traced, seed=0)
     {"/home/me/net.py:31:84"}
 
 No image is computed: the exporter works on shapes alone.
@@ -12,7 +12,7 @@ No image is computed: the exporter works on shapes alone.
 
 from __future__ import annotations
 
-import copy
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from sparsebayes.groups.channel_ids import Shadow, core
-from sparsebayes.groups.exporting import Exported, Failure, exported, line_of, step_of
-from sparsebayes.groups.unit_graph import UnitGraph, apply_counts_
+from sparsebayes.groups.exporting import Exported, Failure, exported, line_of, operation_of, step_of
+from sparsebayes.groups.unit_graph import UnitGraph, apply_counts_, stays
+from sparsebayes.networks import copied
 
 __all__ = ["Traced", "has_factors", "refuted_lines"]
 
@@ -39,12 +40,6 @@ class Traced:
     exported: Exported
     shadows: Mapping[fx.Node, Any]
     train: bool
-
-    @staticmethod
-    def path(node: fx.Node) -> str:
-        """Path of the innermost module that a node runs in."""
-        stack = list(node.meta.get("nn_module_stack", {}).values())
-        return str(stack[-1][0]) if stack else ""
 
 
 def has_factors(one: Exported) -> bool:
@@ -74,7 +69,7 @@ def refuted_lines(
         Lines, as `line_of` writes them; empty if the code agrees.
     """
     alive = _some_units(graph, seed)
-    living = torch.cat([alive, torch.ones(1, dtype=torch.bool)])[unit_of_id].numpy()
+    living = stays(alive, unit_of_id).numpy()
     small = _smaller(model, graph, alive)
     refuted: set[str] = set()
     for one in traced:
@@ -105,7 +100,7 @@ def _smaller(model: nn.Module, graph: UnitGraph, alive: Tensor) -> nn.Module:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     for piece in (*graph.slices, *graph.buffers):
-        shapes[piece.parameter][piece.dim] = int(_stay(piece.unit, alive).sum())
+        shapes[piece.parameter][piece.dim] = int(stays(alive, piece.unit).sum())
     memo: dict[int, Any] = {}
     for name, tensor in tensors.items():
         other = tensor
@@ -114,7 +109,7 @@ def _smaller(model: nn.Module, graph: UnitGraph, alive: Tensor) -> nn.Module:
             is_parameter = isinstance(tensor, nn.Parameter)
             other = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
         memo[id(tensor)] = other
-    small = copy.deepcopy(model, memo)
+    small = copied(model, memo)
     for module in small.modules():
         _resize_(module)
     apply_counts_(small, graph, alive)
@@ -133,23 +128,31 @@ def _resize_(module: nn.Module) -> None:
         module.num_features = module.num_features if sized is None else len(sized)
 
 
-def _stay(unit: Tensor, alive: Tensor) -> Tensor:
-    return torch.cat([alive, torch.ones(1, dtype=torch.bool)])[unit]
-
-
 def _culprit(one: Traced, failure: Failure, living: NDArray[np.bool_]) -> str:
     """The first line whose result differed from the prediction before the copy stopped, else where it stopped."""
-    shapes = {
-        step_of(node): _shape(one.shadows[node], living)
+    results = {
+        step_of(node): _shadows(one, node)
         for node in one.exported.calls
-        if isinstance(one.shadows.get(node), Shadow)
+        if node.target is not operator.getitem  # it carries the step of the list that it takes an item of
     }
+    last = len(failure.steps) - 1  # it stopped there, and has no result
     for number, (old, new) in enumerate(zip(one.exported.steps, failure.steps, strict=False)):
         if (old.name, old.line) != (new.name, new.line):
             return old.line
-        if new.shape is not None and number in shapes and shapes[number] != new.shape:
+        shadows = results.get(number, [])
+        # A step of several operations may return something else than the last of them does.
+        if number == last or [shadow.shape for shadow in shadows] != list(old.shapes):
+            continue
+        if [_shape(shadow, living) for shadow in shadows] != list(new.shapes):
             return new.line
     return failure.steps[-1].line if failure.steps else ""
+
+
+def _shadows(one: Traced, node: fx.Node) -> list[Shadow]:
+    """Shadows of the results of an operation; none unless each of them has one."""
+    found = one.shadows.get(node)
+    shadows = found if isinstance(found, list) else [found]
+    return shadows if all(isinstance(shadow, Shadow) for shadow in shadows) else []
 
 
 def _differences(one: Traced, small: Exported, living: NDArray[np.bool_]) -> set[str]:
@@ -214,7 +217,7 @@ def _starts(one: Traced, node: fx.Node, living: NDArray[np.bool_]) -> tuple[Any,
 
 
 def _packet(node: fx.Node) -> str:
-    return str(getattr(getattr(node.target, "overloadpacket", None), "__name__", "")).rstrip("_")
+    return operation_of(node).rstrip("_")
 
 
 def _numbers(node: fx.Node) -> list[float]:

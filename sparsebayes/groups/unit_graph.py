@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Slice", "UnitCount", "UnitGraph", "apply_counts_", "counts_left"]
+__all__ = ["Slice", "UnitCount", "UnitGraph", "apply_counts_", "counts_left", "stays"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,19 @@ class UnitGraph:
         return f"UnitGraph({self.num_units} units; {parts or 'none'})"
 
 
+def stays(alive: Tensor, unit: Tensor) -> Tensor:
+    """Which positions stay.
+
+    Args:
+        alive: Bool of shape ``[U]``: which units stay.
+        unit: Unit of each position, int64 of any shape; -1, of no unit, always stays.
+
+    Returns:
+        Bool of the shape of `unit`.
+    """
+    return torch.cat([alive, alive.new_ones(1)])[unit]
+
+
 def counts_left(graph: UnitGraph, alive: Tensor) -> dict[tuple[str, str, int | None], int]:
     """What the attributes hold after a removal.
 
@@ -103,9 +116,9 @@ def counts_left(graph: UnitGraph, alive: Tensor) -> dict[tuple[str, str, int | N
     """
     found = {}
     for count in graph.counts:
-        stays = torch.cat([alive, torch.ones(1, dtype=torch.bool)])[count.unit]
-        if not bool(stays.all()):
-            found[count.module, count.attribute, count.position] = int(stays.sum())
+        left = stays(alive, count.unit)
+        if not bool(left.all()):
+            found[count.module, count.attribute, count.position] = int(left.sum())
     return found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError
 from sparsebayes.groups.channel_ids import Trace
+from sparsebayes.groups.exporting import Exported, exported, step_of
 from sparsebayes.groups.tracing import UnitGraph, trace_units
 
 IMAGE = torch.zeros(2, 1, 4, 4)
@@ -359,3 +360,48 @@ def test_a_deep_wide_net_has_one_unit_per_hidden_channel() -> None:
     assert graph.num_units == 12 * 256
     # Ids follow channels, not the two million positions of the activations.
     assert max(part.unit.numel() for part in graph.slices) == 256
+
+
+def test_one_image_suffices_for_a_head_that_trains_on_single_pixels() -> None:
+    class WithHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(1, 4, 1), nn.Linear(4, 2)
+            self.head = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2)
+            )
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            y = self.conv(x)
+            out = self.out(y.mean((2, 3)))
+            return (out, self.head(y)) if self.training else out
+
+    net = WithHead()
+    one, two = trace_units(net, IMAGE[:1]), trace_units(net, IMAGE)
+    assert table(one) == table(two)
+    assert one.fixed == two.fixed
+    assert ("head.2.weight", 0, False) in table(one)
+
+
+def test_steps_are_those_of_the_model_and_options_of_the_exporter_come_back() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    options = dict(vars(torch.fx.config))
+    hooks = [len(net._forward_hooks), len(net._forward_pre_hooks)]
+    found = exported(net, torch.zeros(2, 4), train=False)
+    assert isinstance(found, Exported)
+    assert [(step.name, step.shapes) for step in found.steps] == [
+        ("linear", ((2, 3),)),
+        ("relu", ((2, 3),)),
+        ("linear", ((2, 2),)),
+    ]
+    assert [step_of(node) for node in found.calls] == [0, 1, 2]
+    assert vars(torch.fx.config) == options
+    assert [len(net._forward_hooks), len(net._forward_pre_hooks)] == hooks
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_split_at_a_number_is_blamed_also_where_it_returns_fewer_parts(parts: int) -> None:
+    """The copy stops behind the split; what the split returned differs before."""
+    graph = trace_units(Tail(lambda x: torch.cat(x.split(2, 1)[:1] * parts, 1), 2 * parts), IMAGE)
+    assert graph.num_units == 0
+    assert any("split in the model's forward cuts them at a fixed position" in line for line in graph.fixed)
