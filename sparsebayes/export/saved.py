@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError, RunError, one_line
 from sparsebayes.models import build
-from sparsebayes.prune.architecture import Architecture, architecture_of, named_tensors, reshape_
+from sparsebayes.prune.architecture import Architecture, architecture_of, named_tensors
+from sparsebayes.prune.reshaping import reshape_
 
 __all__ = ["ARCHITECTURE_FILE", "WEIGHTS_FILE", "load_model", "save_model"]
 

@@ -1,18 +1,11 @@
 """The shape of a compacted network, as data: enough to rebuild it from its builder, without pickle.
 
-    >>> model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    >>> small = architecture_of(nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 2)))
-    >>> reshape_(model, small)
-    >>> model
-    Sequential(
-      (0): Linear(in_features=4, out_features=1, bias=True)
-      (1): Linear(in_features=1, out_features=2, bias=True)
-    )
+    >>> architecture_of(nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 2))).shapes["1.weight"]
+    (2, 1)
 
 An `Architecture` says how the dense network is built (a name and its options), the shape and type of every
 parameter and buffer, the groups of its grouped convolutions (which shapes do not tell), and which linear
-layers gather their inputs. Compaction itself goes through `reshape_`: what is written to disk is what was
-checked.
+layers gather their inputs. `prune.reshaping` gives a network these shapes.
 """
 
 from __future__ import annotations
@@ -27,21 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError, unknown
-from sparsebayes.prune.gather import GatheredLinear, replace_module_, ungather_
+from sparsebayes.prune.gather import GatheredLinear
 from sparsebayes.prune.json_fields import Fields, parse
 from sparsebayes.prune.substitutes import (
     Attributes,
     Substitute,
     attributes_of,
-    put_substitutes_,
     read_attributes,
     read_substitute,
-    set_attributes_,
-    substituted_names,
     substitutes_of,
 )
 
-__all__ = ["Architecture", "Gather", "architecture_of", "named_tensors", "reshape_", "set_tensor_"]
+__all__ = ["Architecture", "Gather", "architecture_of", "named_tensors"]
 
 VERSION = 1
 _FIELDS = (
@@ -68,25 +58,6 @@ DTYPES = {
 PLAIN_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = PLAIN_CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
-    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-)  # fmt: skip
-
-# Which attribute repeats the size of which dimension of `weight`. Layer and group norms are absent: substitutes
-# replace them.
-SIZES: tuple[tuple[tuple[type[nn.Module], ...], dict[str, int]], ...] = (
-    ((nn.Linear,), {"in_features": 1, "out_features": 0}),
-    ((GatheredLinear,), {"out_features": 0}),
-    (PLAIN_CONVOLUTIONS, {"in_channels": 1, "out_channels": 0}),
-    (TRANSPOSED_CONVOLUTIONS, {"in_channels": 0, "out_channels": 1}),
-    (NORMS, {"num_features": 0}),
-    ((nn.Embedding,), {"num_embeddings": 0, "embedding_dim": 1}),
-    ((nn.PReLU,), {"num_parameters": 0}),
-)
-# In these dimensions the weight of a grouped convolution holds the channels of one group only.
-GROUPED = {"in_channels": 1, "out_channels": 1}
 
 
 @dataclass(frozen=True)
@@ -264,142 +235,3 @@ def architecture_of(
         builder=builder,
         options=dict(options or {}),
     )
-
-
-def reshape_(model: nn.Module, architecture: Architecture) -> None:
-    """Give a network the shapes of an architecture; the values of reshaped tensors become 0.
-
-    Sizes only shrink. Parameters that several modules share stay shared, `requires_grad` and devices stay,
-    and attributes such as `out_channels`, `in_features` and `groups` follow the shapes.
-
-    Args:
-        model: the dense network, or one that is already compacted.
-        architecture: the shapes to take.
-
-    Raises:
-        ModelError: the network has other tensors, fewer dimensions or smaller sizes than the architecture.
-    """
-    ungather_(model)
-    _check_fits(model, architecture)
-    put_substitutes_(model, architecture.substitutes)
-    for path in architecture.gathers:
-        _gather_(model, path, architecture)
-    sized = [
-        (module, name)
-        for module in model.modules()
-        for name, size in _sizes(module).items()
-        if getattr(module, name)
-        == size  # a subclass may mean something else by the attribute: leave it alone
-    ]
-    for name, tensor in named_tensors(model).items():
-        shape, dtype = architecture.shapes[name], DTYPES[architecture.dtypes[name]]
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            set_tensor_(model, tensor, torch.zeros(shape, dtype=dtype, device=tensor.device))
-    for path, module in model.named_modules():
-        if isinstance(module, CONVOLUTIONS):
-            _regroup_(path, module, architecture.groups.get(path, 1))
-    for module, name in sized:
-        setattr(module, name, _sizes(module)[name])
-    set_attributes_(model, architecture.attributes)
-
-
-def _check_fits(model: nn.Module, architecture: Architecture) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
-    gathered = {f"{path}.columns": (len(gather.columns),) for path, gather in architecture.gathers.items()}
-    expected = substituted_names({**shapes, **gathered}, architecture.substitutes)
-    if set(expected) != set(architecture.shapes):
-        odd = sorted(set(expected) ^ set(architecture.shapes))[0]
-        side = "model" if odd in expected else "architecture"
-        raise ModelError(
-            f"only the {side} has a tensor {odd!r}: expected the model that the architecture was written "
-            "for; check its builder and options"
-        )
-    for name, dense in expected.items():
-        shape = architecture.shapes[name]
-        if len(shape) != len(dense) or any(n > full for n, full in zip(shape, dense, strict=True)):
-            raise ModelError(
-                f"{name!r} should have at most the shape {list(dense)} of the model, but the architecture "
-                f"says {list(shape)}; check its builder and options"
-            )
-
-
-def _check_gather(linear: nn.Module, path: str, architecture: Architecture) -> nn.Linear:
-    gather = architecture.gathers[path]
-    if type(linear) is not nn.Linear:
-        raise ModelError(
-            f"the architecture gathers the inputs of {path!r}, which should be an nn.Linear but is a "
-            f"{type(linear).__name__}; check its builder and options"
-        )
-    if gather.in_features > linear.in_features:
-        raise ModelError(
-            f"{path!r} has {linear.in_features} inputs, but the architecture gathers from "
-            f"{gather.in_features}; check its builder and options"
-        )
-    shapes, dtypes, width = architecture.shapes, architecture.dtypes, len(gather.columns)
-    columns = f"{path}.columns"
-    weight = shapes.get(f"{path}.weight", (linear.out_features, width))  # absent where it is another layer's
-    if shapes[columns] != (width,) or dtypes[columns] != "int64" or weight[1] != width:
-        raise ModelError(
-            f"the architecture gathers {width} inputs of {path!r}, but says that '{columns}' is "
-            f"{dtypes[columns]} of shape {list(shapes[columns])} and the weight {list(weight)}; write it anew"
-        )
-    return linear
-
-
-def _gather_(model: nn.Module, path: str, architecture: Architecture) -> None:
-    """Make one linear layer read only some columns of its (already shrunk) input."""
-    gather = architecture.gathers[path]
-    linear = _check_gather(dict(model.named_modules())[path], path, architecture)
-    layer = GatheredLinear(
-        gather.in_features, torch.tensor(gather.columns), linear.out_features, bias=linear.bias is not None
-    )
-    layer.to(device=linear.weight.device)
-    # The dense parameters move in, to be cut afterwards like all others: a shared weight stays shared.
-    layer.weight = linear.weight
-    layer.bias = linear.bias
-    replace_module_(model, linear, layer)
-
-
-def set_tensor_(model: nn.Module, old: Tensor, new: Tensor) -> None:
-    """Replace a parameter or buffer in every module that holds it.
-
-    Args:
-        model: the network.
-        old: the very tensor to replace.
-        new: the values; becomes a parameter with the `requires_grad` of `old` where `old` is one.
-    """
-    parameter = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else None
-    for module in list(model.modules()):
-        parameters = list(module.named_parameters(recurse=False, remove_duplicate=False))
-        buffers = list(module.named_buffers(recurse=False, remove_duplicate=False))
-        for name in [name for name, tensor in parameters if tensor is old]:
-            setattr(module, name, parameter)
-        for name in [name for name, tensor in buffers if tensor is old]:
-            setattr(module, name, new)
-
-
-def _sizes(module: nn.Module) -> dict[str, int]:
-    """The attributes that repeat sizes of the module's own tensors, as those tensors have them."""
-    for kinds, dims in SIZES:
-        if isinstance(module, kinds):
-            # Batch norm without affine parameters still has a size, that of its running statistics.
-            tensors = [module.weight, module.running_mean] if kinds is NORMS else [module.weight]
-            shapes = [tensor.shape for tensor in tensors if isinstance(tensor, Tensor)]
-            groups = module.groups if isinstance(module, CONVOLUTIONS) else 1
-            return {
-                name: shapes[0][dim] * (groups if GROUPED.get(name) == dim else 1)
-                for name, dim in dims.items()
-                if shapes
-            }
-    return {}
-
-
-def _regroup_(path: str, module: Convolution, groups: int) -> None:
-    """Set the number of groups of a convolution whose weight has its final shape."""
-    rows = module.weight.shape[0]
-    if rows % groups != 0:
-        raise ModelError(
-            f"the convolution {path!r} has {rows} rows, which {groups} groups do not divide; "
-            "check the architecture's groups"
-        )
-    module.groups = groups

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from sparsebayes.groups.scope import owner
 from sparsebayes.groups.tracing import UnitGraph
+from sparsebayes.groups.unit_graph import stays
+from sparsebayes.prune.architecture import PLAIN_CONVOLUTIONS
 from sparsebayes.prune.cutting import Kept
 from sparsebayes.prune.observing import BATCH_NORMS, Seen, norm_behind, observe
 from sparsebayes.prune.substitutes import Substitute
 
 __all__ = ["DeadBranches", "dead_branches", "emptied_layers", "with_one_unit_each"]
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,17 +125,16 @@ def dead_branches(
 
 def _emptied_modules(graph: UnitGraph, living: Tensor) -> tuple[set[str], set[str]]:
     """Modules that produce only dead units, and further modules that read only dead units."""
-    with_none = torch.cat([living, torch.ones(1, dtype=torch.bool)])
     producers: set[str] = set()
     readers: set[str] = set()
     for piece in graph.slices:
-        if not bool(with_none[piece.unit].any()):
+        if not bool(stays(living, piece.unit).any()):
             (readers if piece.reads else producers).add(owner(piece.parameter))
     return producers, readers - producers
 
 
 def _replaceable(layer: nn.Module | None) -> bool:
-    return isinstance(layer, (*_CONVOLUTIONS, nn.Linear, *BATCH_NORMS, nn.PReLU)) and type(
+    return isinstance(layer, (*PLAIN_CONVOLUTIONS, nn.Linear, *BATCH_NORMS, nn.PReLU)) and type(
         layer
     ).__module__.startswith("torch.nn.")
 
@@ -144,7 +143,7 @@ def _stride(layer: nn.Module, seen: Seen | None) -> tuple[int, ...] | None:
     """The stride of a layer; None if it is not called once, or changes sizes in another way than by a stride."""
     if seen is None or seen.calls != 1:
         return None
-    if not isinstance(layer, _CONVOLUTIONS):
+    if not isinstance(layer, PLAIN_CONVOLUTIONS):
         return ()
     if isinstance(layer.padding, str):
         return layer.stride if layer.padding == "same" else None

@@ -17,8 +17,9 @@ changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -26,20 +27,17 @@ from torch import Tensor, nn
 from sparsebayes.errors import ModelError
 from sparsebayes.groups.tracing import UnitGraph, trace_units
 from sparsebayes.groups.unit_graph import counts_left
-from sparsebayes.prune.architecture import (
-    Architecture,
-    architecture_of,
-    named_tensors,
-    reshape_,
-)
+from sparsebayes.networks import copied
+from sparsebayes.prune.architecture import Architecture, architecture_of, named_tensors
 from sparsebayes.prune.branches import DeadBranches, dead_branches, emptied_layers, with_one_unit_each
 from sparsebayes.prune.constants import fold_constants_
 from sparsebayes.prune.cutting import Kept, cut, is_gone
 from sparsebayes.prune.gather import GatheredLinear, ungather_
 from sparsebayes.prune.liveness import check_graph, kept_indices, living_units
 from sparsebayes.prune.masking import apply_masks_, check_masks
-from sparsebayes.prune.parity import called_modules, check_parity, constant_output, copied, inputs_for
+from sparsebayes.prune.parity import Reference, called_modules, constant_output, inputs_for
 from sparsebayes.prune.remaining import gathered_, remaining
+from sparsebayes.prune.reshaping import reshape_
 
 __all__ = ["Compaction", "Kept", "Summary", "compact", "cut", "trace_compacted"]
 
@@ -137,12 +135,11 @@ def compact(
         ungather_(small)
         graph = units if units is not None and not columns else trace_units(small, inputs[0])
         wide = _widened(masks, columns, small)
-        called = called_modules(masked, inputs[0])
-        small, kept, alive, error = _shrunk(small, graph, wide, called, masked, inputs)
+        small, kept, alive, error = _shrunk(small, graph, wide, masked, inputs)
         fixed = graph.fixed
         _narrow_(kept, columns)
     else:
-        error = check_parity(masked, small, inputs)
+        error = Reference(masked, inputs).compare(small)
     left = {name: mask for name, mask in masks.items() if not is_gone(name, kept)}
     cut_masks = {name: cut(mask, kept.get(name, {})) for name, mask in left.items()}
     architecture = architecture_of(small)
@@ -168,8 +165,8 @@ def compact(
 def trace_compacted(model: nn.Module, example: Tensor) -> UnitGraph:
     """Trace the units of a network that may gather.
 
-    The tracer cannot follow channels through a gather, whose positions are numbers in a buffer. So the
-    network is traced with ordinary linear layers, of which the columns are then picked.
+    The tracer cannot follow channels through a gather, whose positions are numbers in a buffer. So a network
+    that gathers is traced with ordinary linear layers, of which the columns are then picked.
 
     Args:
         model: dense or compacted.
@@ -181,8 +178,10 @@ def trace_compacted(model: nn.Module, example: Tensor) -> UnitGraph:
     Raises:
         ModelError: the network cannot be traced or copied.
     """
+    columns = _columns(model)
+    if not columns:
+        return trace_units(model, example)
     dense = copied(model)
-    columns = _columns(dense)
     ungather_(dense)
     graph = trace_units(dense, example)
     slices = tuple(
@@ -198,32 +197,30 @@ def _shrunk(
     dense: nn.Module,
     graph: UnitGraph,
     masks: Mapping[str, Tensor],
-    called: set[str],
     masked: nn.Module,
     inputs: list[Tensor],
 ) -> tuple[nn.Module, Kept, dict[str, tuple[int, int]], float]:
     """Cut everything dead out of a network without gathers, and compare; see `Compaction` for what comes back."""
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(dense).items()}
     check_graph(graph, shapes)
+    reference = Reference(masked, inputs)
+    called = cache(partial(called_modules, masked, inputs[0]))
     living = living_units(graph, masks, shapes)
     folded_masks = fold_constants_(dense, graph, masks, living, inputs[0])
     folded = any(masks.get(name) is not mask for name, mask in folded_masks.items())
-    masks = folded_masks
-    living = living_units(graph, masks, shapes)
+    if folded:
+        masks, living = folded_masks, living_units(graph, folded_masks, shapes)
     emptied = emptied_layers(graph, living)
-    plans: list[DeadBranches | None] = [None]
     if emptied:
         _check_reached(masked, inputs, emptied[0])
-        found = [dead_branches(masked, graph, living, inputs[0], fold=fold) for fold in (True, False)]
-        plans = [*(plan for plan in found if plan is not None), None]
-    for plan in plans:
+    for plan in _plans(masked, graph, living, inputs[0], emptied=bool(emptied)):
         small = copied(dense) if emptied else dense
         # Without a plan one unit of each layer stays, as zeros.
         left = with_one_unit_each(graph, living) if plan is None else living
         kept = kept_indices(graph, left)
         try:
             _shrink_(small, graph, left, masks, called, kept, plan, one_each=bool(emptied) and plan is None)
-            error = check_parity(masked, small, inputs, folded=folded or plan is not None)
+            error = reference.compare(small, folded=folded or plan is not None)
         except ModelError:
             if plan is None:
                 raise
@@ -232,12 +229,23 @@ def _shrunk(
     raise AssertionError("the last plan returns or raises")
 
 
+def _plans(
+    masked: nn.Module, graph: UnitGraph, living: Tensor, example: Tensor, *, emptied: bool
+) -> Iterator[DeadBranches | None]:
+    """Ways to replace dead branches, the most thorough first; the last is to keep one unit of each layer."""
+    for fold in (True, False) if emptied else ():
+        plan = dead_branches(masked, graph, living, example, fold=fold)
+        if plan is not None:
+            yield plan
+    yield None
+
+
 def _shrink_(
     small: nn.Module,
     graph: UnitGraph,
     living: Tensor,
     masks: Mapping[str, Tensor],
-    called: set[str],
+    called: Callable[[], set[str]],
     kept: Kept,
     plan: DeadBranches | None,
     *,

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from sparsebayes.groups.scope import owner
 from sparsebayes.groups.tracing import Slice, UnitGraph
+from sparsebayes.prune.architecture import PLAIN_CONVOLUTIONS
 from sparsebayes.prune.observing import Seen, norm_behind, observe
 
 __all__ = ["constant_units", "fold_constants_"]
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def constant_units(
@@ -114,10 +113,12 @@ def _read_values(
     """What a layer reads in each of its input channels, NaN where that varies or may not be folded; None: nothing."""
     path = owner(piece.parameter)
     layer, one = layers.get(path), seen.get(path)
-    is_plain = type(layer) is nn.Linear or (type(layer) in _CONVOLUTIONS and getattr(layer, "groups", 0) == 1)
+    is_plain = type(layer) is nn.Linear or (
+        type(layer) in PLAIN_CONVOLUTIONS and getattr(layer, "groups", 0) == 1
+    )
     if layer is None or one is None or one.calls != 1 or not is_plain or piece.dim != 1:
         return None
-    assert isinstance(layer, (nn.Linear, *_CONVOLUTIONS))
+    assert isinstance(layer, (nn.Linear, *PLAIN_CONVOLUTIONS))
     if not bool(masks.get(f"{path}.bias", torch.ones(1, dtype=torch.bool)).all()):
         return None  # what is held at zero cannot take a constant
     if layer.bias is None and norm_behind(layers, seen, path) is None:

@@ -24,10 +24,10 @@ def cut(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     Returns:
         A new tensor, also where nothing is cut.
     """
-    result = tensor.detach().clone()
+    result = tensor.detach()
     for dim, index in kept.items():
         result = result.index_select(dim, index.to(result.device))
-    return result
+    return result if kept else result.clone()
 
 
 def is_gone(name: str, kept: Kept) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sparsebayes.errors import ModelError
 from sparsebayes.groups.tracing import Slice, UnitGraph
+from sparsebayes.groups.unit_graph import stays
 
 __all__ = ["check_graph", "kept_indices", "living_units"]
 
@@ -99,23 +100,35 @@ def living_units(
     reads, owns = _labelled(graph, reads=True), _labelled(graph, reads=False)
     # The statistics of a norm read their channels, whatever else does.
     joint = torch.zeros(graph.num_units, dtype=torch.bool) if graph.joint is None else graph.joint.cpu()
+    zero_preserving = graph.zero_preserving.cpu()
     alive = torch.ones(graph.num_units, dtype=torch.bool)
+    reached: dict[tuple[int, int], Tensor] = {}  # units that each slice of each parameter still reads or owns
+    changed = list(range(len(entries)))
     while True:
-        read = torch.zeros(graph.num_units, dtype=torch.bool)
-        own = torch.zeros(graph.num_units, dtype=torch.bool)
-        for parameter in entries:
+        for number in changed:
+            parameter = entries[number]
             reaching = parameter.free
             for piece in parameter.slices:
-                reaching = reaching & parameter.along(piece.dim, _at(alive, piece.unit))
-            for piece in parameter.slices:
+                reaching = reaching & parameter.along(piece.dim, stays(alive, piece.unit))
+            for place, piece in enumerate(parameter.slices):
                 found = piece.unit[parameter.positions(piece.dim, reaching)]
-                (read if piece.reads else own)[found[found >= 0]] = True
+                reached[number, place] = found[found >= 0]
+        read = torch.zeros(graph.num_units, dtype=torch.bool)
+        own = torch.zeros(graph.num_units, dtype=torch.bool)
+        for (number, place), found in reached.items():
+            (read if entries[number].slices[place].reads else own)[found] = True
         unread = reads & ~read & ~joint
-        zero = owns & ~own & graph.zero_preserving.cpu()
-        survivors = alive & ~unread & ~zero
-        if torch.equal(survivors, alive):
+        zero = owns & ~own & zero_preserving
+        dead = alive & (unread | zero)
+        if not bool(dead.any()):
             return alive
-        alive = survivors
+        alive &= ~dead
+        # A death changes the parameters that name the unit, and no other.
+        changed = [
+            number
+            for number, parameter in enumerate(entries)
+            if not all(bool(stays(~dead, piece.unit).all()) for piece in parameter.slices)
+        ]
 
 
 def kept_indices(graph: UnitGraph, alive: Tensor) -> dict[str, dict[int, Tensor]]:
@@ -130,9 +143,9 @@ def kept_indices(graph: UnitGraph, alive: Tensor) -> dict[str, dict[int, Tensor]
     """
     kept: dict[str, dict[int, Tensor]] = {}
     for piece in (*graph.slices, *graph.buffers):
-        stays = _at(alive, piece.unit)
-        if not stays.all():
-            kept.setdefault(piece.parameter, {})[piece.dim] = stays.nonzero().flatten()
+        left = stays(alive, piece.unit)
+        if not left.all():
+            kept.setdefault(piece.parameter, {})[piece.dim] = left.nonzero().flatten()
     return kept
 
 
@@ -163,8 +176,3 @@ def _labelled(graph: UnitGraph, *, reads: bool) -> Tensor:
         if piece.reads == reads:
             found[piece.unit[piece.unit >= 0]] = True
     return found
-
-
-def _at(alive: Tensor, unit: Tensor) -> Tensor:
-    """Look up which positions stay; those of no unit (-1) always do."""
-    return torch.cat([alive, torch.ones(1, dtype=torch.bool)])[unit]

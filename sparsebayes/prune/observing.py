@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsebayes.prune.parity import copied
+from sparsebayes.networks import copied
 
 __all__ = ["BATCH_NORMS", "Seen", "norm_behind", "observe"]
 

@@ -1,8 +1,8 @@
 """The check behind every compaction: the masked network and the compacted one compute the same.
 
 Both run in evaluation mode on the example, on Gaussian noise of its shape (an example of zeros would prove
-nothing) and on whatever batches the caller adds. A second run in training mode compares shapes only, since
-dropout draws other numbers for other widths: it finds branches that run in training alone.
+nothing) and on whatever batches the caller adds. A second run in training mode, of two images, compares shapes only,
+since dropout draws other numbers for other widths: it finds branches that run in training alone.
 
     >>> check_parity(masked, compacted, inputs_for(example))
     2.4e-16
@@ -10,36 +10,22 @@ dropout draws other numbers for other widths: it finds branches that run in trai
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError
+from sparsebayes.networks import copied
 
-__all__ = ["called_modules", "check_parity", "constant_output", "copied", "inputs_for"]
+__all__ = ["Reference", "called_modules", "check_parity", "constant_output", "inputs_for"]
 
 # Largest difference relative to the largest output, by type of the outputs: float64 wherever the network runs
 # in it. Only rounding may differ, since sums have fewer terms.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 HALF_TOLERANCE = 3e-2
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Copy a network with its own tensors, modes and hooks.
-
-    Raises:
-        ModelError: the network holds something that cannot be copied.
-    """
-    try:
-        return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as cause:
-        raise ModelError(
-            f"the {type(model).__name__} cannot be copied ({_first_line(cause)}); "
-            "remove weight_norm hooks, non-leaf tensors, locks and open files from it first"
-        ) from cause
 
 
 def inputs_for(example: Tensor, check: Tensor | None = None) -> list[Tensor]:
@@ -103,58 +89,114 @@ def constant_output(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
 def check_parity(
     masked: nn.Module, compacted: nn.Module, inputs: Sequence[Tensor], *, folded: bool = False
 ) -> float:
-    """Compare two networks.
+    """Compare two networks: `Reference.compare` with a reference that serves once."""
+    return Reference(masked, inputs).compare(compacted, folded=folded)
+
+
+class Reference:
+    """What a masked network computes, to compare compacted ones with.
+
+    It runs in double precision if it can. In single precision a branch that is scaled by 1e-6, as in networks with
+    layer scale, is lost in rounding: what was cut wrongly inside it would not show.
 
     Args:
-        masked: the reference; its removed entries are zero.
-        compacted: the network that must equal it.
+        masked: the network; its removed entries are zero.
         inputs: batches of the input shape, the first of which also runs in training mode.
-        folded: whether parameters were computed anew, and are therefore rounded to the network's own type even where
-            both networks run in double precision.
-
-    Returns:
-        The largest difference, relative to the largest output of its tensor.
 
     Raises:
-        ModelError: outputs differ, the compacted network does not run where the masked one does, or outputs
-            of the masked network are not finite.
+        ModelError: the network cannot be copied, or does not run on the inputs.
     """
-    reference, trial, inputs = _in_double(masked, compacted, inputs)
-    worst = 0.0
-    own = next((p.dtype for p in masked.parameters() if p.is_floating_point()), torch.float32)
-    for x in inputs:
-        with _undisturbed(reference, x):
-            expected = _tensors(_run(reference, x))
-        with _undisturbed(trial, x):
-            actual = _tensors(_run_compacted(trial, x))
-        if [t.shape for t in actual] != [t.shape for t in expected]:
-            raise ModelError(
-                f"the compacted network gives outputs of shape {_shapes(actual)}, the masked one "
-                f"{_shapes(expected)}: the traced units are wrong for this model; exclude layers until it "
-                "passes"
-            )
-        pairs = list(zip(actual, expected, strict=True))
-        worst = max([worst, *(_difference(a, e, own if folded else e.dtype) for a, e in pairs)])
-    _check_training(reference, trial, inputs[0])
-    return worst
 
-
-def _in_double(
-    masked: nn.Module, compacted: nn.Module, inputs: Sequence[Tensor]
-) -> tuple[nn.Module, nn.Module, Sequence[Tensor]]:
-    """Copy both networks for the comparison, in double precision if the masked one runs in it.
-
-    In single precision a branch that is scaled by 1e-6, as in networks with layer scale, is lost in rounding:
-    what was cut wrongly inside it would not show.
-    """
-    doubled = [x.double() if x.is_floating_point() else x for x in inputs]
-    reference = copied(masked).eval().double()
-    with _undisturbed(reference, inputs[0]):
+    def __init__(self, masked: nn.Module, inputs: Sequence[Tensor]) -> None:
+        own = next((p.dtype for p in masked.parameters() if p.is_floating_point()), torch.float32)
+        self._own_type = own
+        self._inputs = [x.double() if x.is_floating_point() else x for x in inputs]
+        self._in_double = True
+        network = _doubled(masked).eval()
         try:
-            reference(doubled[0])
-        except Exception:  # the model casts to a type of its own, say
-            return copied(masked).eval(), copied(compacted).eval(), inputs
-    return reference, copied(compacted).eval().double(), doubled
+            first = self._evaluated(network, self._inputs[0])
+        except ModelError:  # the model casts to a type of its own, say
+            network, self._inputs, self._in_double = copied(masked).eval(), list(inputs), False
+            first = self._evaluated(network, self._inputs[0])
+        self._outputs = [first, *(self._evaluated(network, x) for x in self._inputs[1:])]
+        self._training_shapes = self._trained(network)
+
+    @staticmethod
+    def _evaluated(network: nn.Module, x: Tensor) -> list[Tensor]:
+        with _undisturbed(network, x):
+            return _tensors(_run(network, x))
+
+    def _trained(self, network: nn.Module) -> list[torch.Size] | None:
+        """Shapes of the outputs in training mode; None if the network does not train on such a batch."""
+        x = _two_images(self._inputs[0])
+        with _undisturbed(network.train(), x):
+            try:
+                return [tensor.shape for tensor in _tensors(network(x))]
+            except Exception:  # whatever the model raises, it raised before compaction too
+                return None
+
+    def compare(self, compacted: nn.Module, *, folded: bool = False) -> float:
+        """Compare a compacted network with this reference.
+
+        Args:
+            compacted: the network that must compute the same; not changed.
+            folded: whether parameters were computed anew, and are therefore rounded to the network's own type even
+                where both networks run in double precision.
+
+        Returns:
+            The largest difference, relative to the largest output of its tensor.
+
+        Raises:
+            ModelError: outputs differ, the compacted network does not run where the masked one does, or outputs
+                of the masked network are not finite.
+        """
+        trial = (_doubled(compacted) if self._in_double else copied(compacted)).eval()
+        worst = 0.0
+        for x, expected in zip(self._inputs, self._outputs, strict=True):
+            with _undisturbed(trial, x):
+                actual = _tensors(_run_compacted(trial, x))
+            if [t.shape for t in actual] != [t.shape for t in expected]:
+                raise ModelError(
+                    f"the compacted network gives outputs of shape {_shapes(actual)}, the masked one "
+                    f"{_shapes(expected)}: the traced units are wrong for this model; exclude layers until it "
+                    "passes"
+                )
+            pairs = list(zip(actual, expected, strict=True))
+            worst = max(
+                [worst, *(_difference(a, e, self._own_type if folded else e.dtype) for a, e in pairs)]
+            )
+        self._compare_training(trial)
+        return worst
+
+    def _compare_training(self, trial: nn.Module) -> None:
+        """Run in training mode and compare shapes."""
+        if self._training_shapes is None:
+            return
+        x = _two_images(self._inputs[0])
+        with _undisturbed(trial.train(), x):
+            actual = _tensors(_run_compacted(trial, x))
+        if [t.shape for t in actual] != self._training_shapes:
+            raise ModelError(
+                f"in training mode the compacted network gives outputs of shape {_shapes(actual)}, the masked one "
+                f"{_listed(self._training_shapes)}; exclude the layers that run in training only"
+            )
+
+
+def _doubled(model: nn.Module) -> nn.Module:
+    """Copy a network with its numbers in double precision, without a copy in its own type on the way."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        # Other classes of tensors may mean something else by a type: they are copied, and converted afterwards.
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point() and tensor.is_leaf:
+            wide: Tensor = tensor.detach().to(torch.float64, copy=True)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(wide, tensor.requires_grad) if is_parameter else wide
+    return copied(model, memo).double()
+
+
+def _two_images(batch: Tensor) -> Tensor:
+    """Two images of a batch, one of them twice if it is alone: batch norm refuses to train on one image."""
+    return batch[:2] if len(batch) > 1 else torch.cat([batch, batch])
 
 
 def _difference(actual: Tensor, expected: Tensor, precision: torch.dtype) -> float:
@@ -179,25 +221,6 @@ def _difference(actual: Tensor, expected: Tensor, precision: torch.dtype) -> flo
             f"{allowed:g}: the traced units are wrong for this model; exclude layers until it passes"
         )
     return error
-
-
-def _check_training(reference: nn.Module, trial: nn.Module, example: Tensor) -> None:
-    """Run both in training mode and compare shapes, if the masked network trains on such a batch at all."""
-    x = torch.cat([example, example])  # batch norm refuses to train on one image
-    reference.train()
-    trial.train()
-    with _undisturbed(reference, x):
-        try:
-            expected = _tensors(reference(x))
-        except Exception:  # whatever the model raises, it raised before compaction too
-            return
-        actual = _tensors(_run_compacted(trial, x))
-    if [t.shape for t in actual] != [t.shape for t in expected]:
-        raise ModelError(
-            f"in training mode the compacted network gives outputs of shape {_shapes(actual)}, the masked "
-            "one "
-            f"{_shapes(expected)}; exclude the layers that run in training only"
-        )
 
 
 def _run(model: nn.Module, x: Tensor) -> object:
@@ -242,18 +265,36 @@ def _tensors(output: object) -> list[Tensor]:
 def _undisturbed(model: nn.Module, x: Tensor) -> Iterator[None]:
     """Without gradients, in full precision, and with the caller's random numbers put back."""
     devices = {t.device.index for t in (x, *model.parameters(), *model.buffers()) if t.device.type == "cuda"}
-    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    # TF32 rounds to 10 bits, differently for different widths: it would hide what is compared here.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    with ExitStack() as stack:
+        if devices:
+            stack.enter_context(_full_precision())
+        stack.enter_context(torch.random.fork_rng(devices=sorted(devices)))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Without TF32, which rounds to 10 bits, differently for different widths: it would hide what is compared."""
+    # The older switches `allow_tf32` cannot even be read where a user has set these.
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [place.fp32_precision for place in places]
     try:
-        with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad():
-            yield
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def _shapes(tensors: Sequence[Tensor]) -> str:
-    return ", ".join(str(list(t.shape)) for t in tensors)
+    return _listed([tensor.shape for tensor in tensors])
+
+
+def _listed(shapes: Sequence[torch.Size]) -> str:
+    return ", ".join(str(list(shape)) for shape in shapes)
 
 
 def _first_line(cause: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -22,9 +22,22 @@ PARTIAL = (PartialLayerNorm, PartialGroupNorm)
 
 
 def gathered_(
-    kept: Kept, small: nn.Module, masks: Mapping[str, Tensor], called: set[str], *, one_each: bool
+    kept: Kept,
+    small: nn.Module,
+    masks: Mapping[str, Tensor],
+    called: Callable[[], set[str]],
+    *,
+    one_each: bool,
 ) -> dict[str, Gather]:
-    """Find linear layers with columns that are masked as a whole, and drop those from `kept`."""
+    """Find linear layers with columns that are masked as a whole, and drop those from `kept`.
+
+    Args:
+        kept: positions that stay of each tensor; columns that go are dropped from it.
+        small: the network before its tensors shrink.
+        masks: of its parameters.
+        called: gives the paths of modules whose `forward` runs; asked only if there is such a column.
+        one_each: whether a layer of which nothing is read keeps its inputs.
+    """
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for path, module in small.named_modules():
         for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -32,16 +45,16 @@ def gathered_(
     gathers = {}
     for name, parameter in small.named_parameters():
         layers = owners[id(parameter)]
-        # Columns can only go where every use of the weight is a linear layer that can choose its inputs.
-        if name not in masks or not all(path in called and type(m) is nn.Linear for path, m in layers):
+        if name not in masks or parameter.ndim != 2 or layers[0][0] == "":
             continue
-        if parameter.ndim != 2 or layers[0][0] == "":
+        if not all(type(module) is nn.Linear for _, module in layers):
             continue
         dims = kept.get(name, {})
         if any(index.numel() == 0 for index in dims.values()):
             continue
         read = cut(masks[name], dims).any(dim=0).cpu()
-        if read.all():
+        # Columns can only go where every use of the weight is a linear layer that can choose its inputs.
+        if read.all() or not all(path in called() for path, _ in layers):
             continue
         if not read.any() and one_each:
             continue

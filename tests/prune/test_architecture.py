@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from sparsebayes.errors import ModelError
-from sparsebayes.prune.architecture import Architecture, Gather, architecture_of, named_tensors, reshape_
+from sparsebayes.prune.architecture import Architecture, Gather, architecture_of, named_tensors
 from sparsebayes.prune.gather import GatheredLinear
+from sparsebayes.prune.reshaping import reshape_
 
 
 class Tied(nn.Module):

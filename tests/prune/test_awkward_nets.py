@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from sparsebayes.groups.tracing import UnitGraph, trace_units
 from sparsebayes.groups.unit_rules import unit_grouping
-from sparsebayes.prune.architecture import Architecture, architecture_of, reshape_
+from sparsebayes.prune.architecture import Architecture, architecture_of
 from sparsebayes.prune.compaction import compact, cut
 from sparsebayes.prune.masking import prune_
+from sparsebayes.prune.reshaping import reshape_
 from sparsebayes.prune.selection import Selection
 
 

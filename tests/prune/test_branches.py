@@ -13,11 +13,12 @@ from sparsebayes.groups.rules import make_grouping
 from sparsebayes.groups.tracing import trace_units
 from sparsebayes.groups.unit_rules import unit_grouping
 from sparsebayes.layers import Constant, Passage
-from sparsebayes.prune.architecture import Architecture, reshape_
+from sparsebayes.prune.architecture import Architecture
 from sparsebayes.prune.carry import carry_grouping
 from sparsebayes.prune.compaction import Compaction, compact
 from sparsebayes.prune.cutting import carry_tensors
 from sparsebayes.prune.optimizer import carry_optimizer_state
+from sparsebayes.prune.reshaping import reshape_
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
 

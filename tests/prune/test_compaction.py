@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError
 from sparsebayes.groups.tracing import Slice, UnitGraph, trace_units
-from sparsebayes.prune.architecture import architecture_of, named_tensors, reshape_
+from sparsebayes.prune.architecture import architecture_of, named_tensors
 from sparsebayes.prune.compaction import Compaction, compact, cut, trace_compacted
 from sparsebayes.prune.gather import GatheredLinear
 from sparsebayes.prune.liveness import check_graph
+from sparsebayes.prune.reshaping import reshape_
 
 IMAGE = torch.randn(3, 1, 10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

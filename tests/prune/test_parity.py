@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError
-from sparsebayes.prune.parity import called_modules, check_parity, copied, inputs_for
+from sparsebayes.prune.parity import (
+    Reference,
+    _doubled,
+    _full_precision,
+    called_modules,
+    check_parity,
+    inputs_for,
+)
 
 
 def net() -> nn.Sequential:
@@ -110,7 +117,7 @@ def test_a_branch_that_runs_in_training_only_is_checked() -> None:
         check_parity(first, second, inputs_for(X.float()))
     second.auxiliary = nn.Linear(3, 7)
     with pytest.raises(
-        ModelError, match=r"in training mode .* \[10, 2\], \[10, 7\], the masked one \[10, 2\], \[10, 2\]"
+        ModelError, match=r"in training mode .* \[2, 2\], \[2, 7\], the masked one \[2, 2\], \[2, 2\]"
     ):
         check_parity(first, second, inputs_for(X.float()))
 
@@ -190,8 +197,62 @@ def test_called_modules_names_every_path() -> None:
     assert called_modules(Half(), X.float()) == {"", "used", "again"}
 
 
-def test_what_cannot_be_copied_is_named() -> None:
-    model = nn.Linear(2, 2)
-    model.product = model.weight * 2  # type: ignore[assignment]
-    with pytest.raises(ModelError, match=r"the Linear cannot be copied \(Only Tensors created explicitly"):
-        copied(model)
+class Watched(nn.Linear):
+    """Notes the mode, the number of images and the type of each of its runs, in all its copies."""
+
+    runs: list[tuple[bool, int, torch.dtype]] = []  # noqa: RUF012 - shared on purpose
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs.append((self.training, len(x), x.dtype))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("images", "trained"), [(1, 2), (2, 2), (7, 2)])
+def test_a_reference_runs_once_for_several_comparisons_and_trains_on_two_images(
+    images: int, trained: int
+) -> None:
+    model = Watched(3, 2)
+    Watched.runs.clear()
+    x = X.float()[:1].expand(images, 3)
+    reference = Reference(model, [x, x + 1])
+    once = [(False, images, torch.float64)] * 2 + [(True, trained, torch.float64)]
+    assert Watched.runs == once
+    plain = nn.Linear(3, 2)
+    plain.load_state_dict(model.state_dict())
+    assert reference.compare(plain) == reference.compare(plain) == 0.0
+    assert Watched.runs == once
+    reference.compare(model)
+    assert Watched.runs == once * 2
+
+
+def test_the_double_copy_shares_what_the_network_shares_and_nothing_with_it() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3).double())
+    model[1].weight = model[0].weight
+    model[0].bias.requires_grad_(False)
+    model[3].running_mean = model[2].running_mean
+    twin = _doubled(model)
+    assert twin[1].weight is twin[0].weight  # type: ignore[index]
+    assert twin[3].running_mean is twin[2].running_mean  # type: ignore[index]
+    theirs, ours = dict(model.state_dict(keep_vars=True)), dict(twin.state_dict(keep_vars=True))
+    assert {t.dtype for n, t in ours.items() if "num_batches" not in n} == {torch.float64}
+    assert {t.data_ptr() for t in theirs.values()}.isdisjoint({t.data_ptr() for t in ours.values()})
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name].detach(), tensor.detach().to(ours[name].dtype), rtol=0, atol=0)
+        assert ours[name].requires_grad == tensor.requires_grad
+        assert type(ours[name]) is type(tensor)
+
+
+def test_the_precision_that_a_user_has_set_stays_and_may_be_of_the_new_kind() -> None:
+    place = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = place.fp32_precision
+    place.fp32_precision = "ieee"  # from now on the older switches cannot be read
+    try:
+        model = net()
+        assert check_parity(model, copy.deepcopy(model), inputs_for(X)) == 0.0
+        assert place.fp32_precision == "ieee"
+        place.fp32_precision = "tf32"
+        with _full_precision():
+            assert place.fp32_precision == "ieee"
+        assert place.fp32_precision == "tf32"
+    finally:
+        place.fp32_precision = before
