@@ -9,8 +9,8 @@ layers that serve the branch alone belong to the group as well: they are what it
     >>> make_grouping(resnet56, "branches", example=images)
     Grouping('branches', 27 groups; branches: 27)
 
-All groups are in one layer, ``"branches"``: a network may lose every branch, as the shortcuts carry the signal, so that
-the least number of groups per layer (`prune.min_keep`) does not concern them.
+All groups are in one layer, ``"branches"``, which is optional: a network may lose every branch, as the shortcuts carry
+the signal, so that the least number of groups per layer (`prune.min_keep`) does not concern them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sparsebayes.groups.exporting import Failure, exported, operation_of
 from sparsebayes.groups.grouping import Grouping, Labels
 from sparsebayes.groups.scope import EVERYTHING, Scope, owner
 
-__all__ = ["BRANCHES", "branches"]
+__all__ = ["branches"]
 
 BRANCHES = "branches"
 """Name of the rule, and of the layer that holds its groups."""
@@ -90,7 +90,8 @@ def branches(model: nn.Module, example: Tensor | None, scope: Scope = EVERYTHING
         for group, branch in enumerate(found)
         for name in (*branch.gates, *branch.others)
     ]
-    return Grouping(BRANCHES, tuple(labels), (BRANCHES,), torch.zeros(len(found), dtype=torch.int64))
+    layer_index = torch.zeros(len(found), dtype=torch.int64)
+    return Grouping(BRANCHES, tuple(labels), (BRANCHES,), layer_index, optional_layers=(BRANCHES,))
 
 
 def _covers(scope: Scope, branch: _Branch) -> bool:

@@ -19,8 +19,10 @@ also where groups overlap. The penalty, the curvature of switches and the masks 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,7 +52,7 @@ class Labels:
     shape: tuple[int, ...]
     index: Tensor
     gate: bool = True
-    _slots: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _slots: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         shape = tuple(int(size) for size in self.shape)
@@ -80,13 +82,13 @@ class Labels:
         return varying[0] if len(varying) == 1 else None
 
     def slots(self, num_groups: int, device: torch.device) -> Tensor:
-        """``index`` on ``device`` with slot ``num_groups`` for the entries in no group; cached per device."""
-        if device not in self._slots:
+        """``index`` on ``device`` with slot ``num_groups`` for the entries in no group; cached."""
+        if (device, num_groups) not in self._slots:
             index = self.index
             if index.numel() and int(index.min()) < 0:
                 index = index.where(index >= 0, torch.tensor(num_groups))
-            self._slots[device] = index.to(device)
-        return self._slots[device]
+            self._slots[device, num_groups] = index.to(device)
+        return self._slots[device, num_groups]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +115,11 @@ class Grouping:
         layers: Names of the layers that the groups belong to.
         layer_index: Position in ``layers`` of each group, int64 of shape ``[G]``.
         quota: Only for n:m rules.
+        optional_layers: Those of `layers` that may lose all their groups: a network without any residual branch, say,
+            still has its shortcuts.
 
     Raises:
-        GroupingError: If a label or layer number is out of range.
+        GroupingError: If a label or layer number is out of range, or an optional layer is no layer.
     """
 
     name: str
@@ -123,6 +127,7 @@ class Grouping:
     layers: tuple[str, ...]
     layer_index: Tensor
     quota: Quota | None = None
+    optional_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         num_groups = self.num_groups
@@ -135,6 +140,11 @@ class Grouping:
         which = self.layer_index
         if num_groups and (int(which.min()) < 0 or int(which.max()) >= len(self.layers)):
             raise GroupingError(f"layer_index of {self.name!r} must lie in 0..{len(self.layers) - 1}")
+        if not set(self.optional_layers) <= set(self.layers):
+            raise GroupingError(
+                f"the optional layers of {self.name!r} should be some of its layers {list(self.layers)}, got "
+                f"{list(self.optional_layers)}"
+            )
         if self.quota is not None and self.quota.pool.shape != self.layer_index.shape:
             raise GroupingError(
                 f"the quota of {self.name!r} needs one pool per group ([{num_groups}]), "
@@ -172,7 +182,7 @@ class Grouping:
         """Number of entries of each group, int64 ``[G]``; an entry counts once per label that holds it."""
         total = torch.zeros(self.num_groups + 1, dtype=torch.int64)
         for labels in self.labels:
-            spread = _volume(labels.shape) // max(labels.index.numel(), 1)
+            spread = math.prod(labels.shape) // max(labels.index.numel(), 1)
             counts = torch.bincount(
                 labels.slots(self.num_groups, total.device).flatten(), minlength=self.num_groups + 1
             )
@@ -279,6 +289,10 @@ class Grouping:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of parameter names, shapes, labels, layers and quota: equal iff the groups are."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         for labels in self.labels:
             head = (labels.parameter, labels.shape, tuple(labels.index.shape), labels.gate)
@@ -320,6 +334,7 @@ def concatenate(groupings: Sequence[Grouping]) -> Grouping:
         return groupings[0]
     labels: list[Labels] = []
     layers: list[str] = []
+    optional: list[str] = []
     layer_index: list[Tensor] = []
     num_groups = 0
     for grouping in groupings:
@@ -329,10 +344,12 @@ def concatenate(groupings: Sequence[Grouping]) -> Grouping:
         layer_index.append(grouping.layer_index + len(layers))
         taken = set(layers)
         layers += [_unused(layer, grouping.name, taken) for layer in grouping.layers]
+        optional += [_unused(layer, grouping.name, taken) for layer in grouping.optional_layers]
         num_groups += grouping.num_groups
     _check_shapes(labels)
     name = "+".join(grouping.name for grouping in groupings)
-    return Grouping(name, tuple(labels), tuple(layers), torch.cat(layer_index), _stack_quotas(groupings))
+    index, quota = torch.cat(layer_index), _stack_quotas(groupings)
+    return Grouping(name, tuple(labels), tuple(layers), index, quota, tuple(optional))
 
 
 def _stack_quotas(groupings: Sequence[Grouping]) -> Quota | None:
@@ -383,13 +400,6 @@ def _lookup(values: Mapping[str, Tensor], labels: Labels) -> Tensor:
             f"got {list(value.shape)}"
         )
     return value
-
-
-def _volume(shape: tuple[int, ...]) -> int:
-    volume = 1
-    for size in shape:
-        volume *= size
-    return volume
 
 
 def _little_endian(index: Tensor) -> bytes:

@@ -191,4 +191,5 @@ def _restrict(grouping: Grouping, scope: Scope) -> Grouping:
     position = covered.cumsum(0) - 1
     layers = tuple(layer for layer, here in zip(grouping.layers, covered.tolist(), strict=True) if here)
     quota = grouping.quota and Quota(grouping.quota.pool[on], grouping.quota.keep)
-    return Grouping(grouping.name, tuple(labels), layers, position[grouping.layer_index[on]], quota)
+    optional = tuple(layer for layer in grouping.optional_layers if layer in layers)
+    return Grouping(grouping.name, tuple(labels), layers, position[grouping.layer_index[on]], quota, optional)

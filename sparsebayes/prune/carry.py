@@ -130,7 +130,8 @@ def carry_grouping(grouping: Grouping, kept: Kept, on: Tensor | None = None) -> 
     quota = grouping.quota
     if quota is not None:
         quota = Quota(quota.pool[origin], quota.keep)
-    return Grouping(grouping.name, labels, grouping.layers, grouping.layer_index[origin], quota), origin
+    index = grouping.layer_index[origin]
+    return Grouping(grouping.name, labels, grouping.layers, index, quota, grouping.optional_layers), origin
 
 
 def _cut(labels: Labels, kept: Kept) -> tuple[Tensor, tuple[int, ...]]:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from sparsebayes.errors import GroupingError, NumericsError, RunError
-from sparsebayes.groups.branch_rules import BRANCHES
 from sparsebayes.groups.grouping import Grouping, Quota
 from sparsebayes.prune.bits import pack, unpack
 from sparsebayes.prune.json_fields import Fields, parse
@@ -225,9 +224,9 @@ def select(
         max_removal: largest share of a layer's living groups that this update removes, 0..1; the best scores
             stay.
         min_keep: number of groups that a layer keeps in any case (all, if it has fewer alive); the best
-            scores stay. Residual branches are exempt: a network without any still has its shortcuts.
+            scores stay. The grouping's optional layers are exempt.
         round_to: what a layer keeps is filled up to a multiple of this with the best of what would go, where it
-            has enough of it; residual branches are exempt.
+            has enough of it; the grouping's optional layers are exempt.
         strength: recorded in the selection.
 
     Returns:
@@ -246,13 +245,13 @@ def select(
     above = alive & (score > threshold)
     best, enough = torch.zeros_like(alive), torch.zeros_like(alive)
     for name, members in zip(grouping.layers, _layers(grouping), strict=True):
-        living = members & alive
-        count = int(living.sum())
+        living = members[alive[members]]
+        count = len(living)
         removable = math.floor(count * max_removal)
-        least = 0 if name == BRANCHES else min_keep
-        if int(above[members].sum()) < max(least, count - removable):
-            best |= _best(score, living, least)
-            enough |= _best(score, living, count - removable)
+        least = 0 if name in grouping.optional_layers else min_keep
+        if int(above[living].sum()) < max(least, count - removable):
+            best[_best(score, living, least)] = True
+            enough[_best(score, living, count - removable)] = True
     forced = best & ~above
     delayed = enough & ~above & ~forced
     on = above | forced | delayed
@@ -303,7 +302,7 @@ def select_top(
     total = num_keep if num_keep is not None else round(float(keep_fraction or 0.0) * grouping.num_groups)
     reserved = torch.zeros_like(alive)
     for members in _layers(grouping):
-        reserved |= _best(score, members & alive, min_keep)
+        reserved[_best(score, members[alive[members]], min_keep)] = True
     least, most = int(reserved.sum()), int(alive.sum())
     if not least <= total <= most:
         raise GroupingError(
@@ -311,8 +310,9 @@ def select_top(
             "alive, "
             f"choose a number within {least}..{most}"
         )
-    on = reserved | _best(score, alive & ~reserved, total - least)
-    by_score_alone = _best(score, alive, total)
+    on, by_score_alone = reserved.clone(), torch.zeros_like(alive)
+    on[_best(score, (alive & ~reserved).nonzero().flatten(), total - least)] = True
+    by_score_alone[_best(score, alive.nonzero().flatten(), total)] = True
     return _selection(grouping, on, strength=None, forced=reserved & ~by_score_alone, delayed=None)
 
 
@@ -351,38 +351,41 @@ def _prepare(grouping: Grouping, score: Tensor, previous: Selection | None) -> t
     return score, previous.on.clone()
 
 
-def _layers(grouping: Grouping) -> list[Tensor]:
-    """For each layer, which groups are its members: bool of shape `[G]`."""
-    return [grouping.layer_index == layer for layer in range(len(grouping.layers))]
+def _layers(grouping: Grouping) -> tuple[Tensor, ...]:
+    """The groups of each layer, rising: int64. All layers together hold each group once, however many they are."""
+    index = grouping.layer_index
+    counts = torch.bincount(index, minlength=len(grouping.layers)).tolist()
+    in_runs = bool((index[1:] >= index[:-1]).all())
+    order = torch.arange(len(index)) if in_runs else torch.argsort(index, stable=True)
+    return order.split(counts)
 
 
 def _rounded(grouping: Grouping, score: Tensor, alive: Tensor, on: Tensor, step: int) -> Tensor:
     """The best of what would go that fill each layer up to a multiple of `step`: bool of shape `[G]`."""
     extra = torch.zeros_like(on)
+    if step == 1:
+        return extra
     for name, members in zip(grouping.layers, _layers(grouping), strict=True):
-        kept = int((on & members).sum())
-        wanted = kept if name == BRANCHES else -(-kept // step) * step
-        if kept < wanted <= int((alive & members).sum()):
-            extra |= _best(score, alive & members & ~on, wanted - kept)
+        kept = int(on[members].sum())
+        wanted = kept if name in grouping.optional_layers else -(-kept // step) * step
+        if kept < wanted <= int(alive[members].sum()):
+            spare = members[alive[members] & ~on[members]]
+            extra[_best(score, spare, wanted - kept)] = True
     return extra
 
 
 def _best(score: Tensor, among: Tensor, count: int) -> Tensor:
-    """The `count` highest scores among some groups, ties in index order: bool of shape `[G]`.
+    """The `count` highest scores among some groups, given and returned as rising int64; ties in index order.
 
     The threshold is found without sorting, which would take seconds for millions of single weights.
     """
-    members = among.nonzero().flatten()
-    best = torch.zeros_like(among)
-    if count >= len(members):
-        return among.clone()
-    if count > 0:
-        values = score[members]
-        last = values.kthvalue(len(values) - count + 1).values
-        ties = values == last
-        spare = count - (values > last).sum()
-        best[members] = (values > last) | (ties & (ties.cumsum(0) <= spare))
-    return best
+    if count >= len(among) or count <= 0:
+        return among if count > 0 else among[:0]
+    values = score[among]
+    last = values.kthvalue(len(values) - count + 1).values
+    ties = values == last
+    spare = count - (values > last).sum()
+    return among[(values > last) | (ties & (ties.cumsum(0) <= spare))]
 
 
 def _best_of_pools(score: Tensor, alive: Tensor, quota: Quota) -> Tensor:

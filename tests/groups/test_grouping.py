@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -247,3 +248,34 @@ def test_results_are_new_tensors() -> None:
     masks = grouping.masks(torch.ones(2, dtype=torch.bool))
     masks["fc.weight"][0, 0] = False
     assert masks["fc.weight"][0].tolist() == [False, True, True]
+
+
+def test_labels_of_two_groupings_serve_both() -> None:
+    """Slots of entries in no group depend on the number of groups: labels may be shared by groupings of other sizes."""
+    labels = Labels("w", (3, 2), torch.tensor([[0], [-1], [1]]))
+    small = Grouping("small", (labels,), ("a",), torch.zeros(2, dtype=torch.int64))
+    large = Grouping("large", (labels,), ("a",), torch.zeros(4, dtype=torch.int64))
+    ones = {"w": torch.ones(3, 2)}
+    assert small.reduce(ones).tolist() == [2, 2]
+    assert large.reduce(ones).tolist() == [2, 2, 0, 0]
+    assert large.masks(torch.tensor([True, False, False, False]))["w"].tolist() == [
+        [True] * 2,
+        [True] * 2,
+        [False] * 2,
+    ]
+
+
+def test_the_fingerprint_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    grouping = two_rows()
+    first = grouping.fingerprint()
+    monkeypatch.setattr("hashlib.sha256", lambda: pytest.fail("worked out again"))
+    assert grouping.fingerprint() == first
+
+
+def test_optional_layers_are_layers_and_are_renamed_with_them() -> None:
+    one = replace(two_rows(), optional_layers=two_rows().layers)
+    stacked = concatenate([one, one])
+    assert stacked.optional_layers == stacked.layers
+    assert len(set(stacked.layers)) == 2
+    with pytest.raises(GroupingError, match=r"optional layers of .* should be some of its layers"):
+        replace(two_rows(), optional_layers=("nowhere",))

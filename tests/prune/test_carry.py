@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sparsebayes.errors import RunError
-from sparsebayes.groups import make_grouping
+from sparsebayes.groups import Grouping, Labels, make_grouping
 from sparsebayes.prune import compact
 from sparsebayes.prune.carry import Lineage, carry_grouping
 
@@ -88,3 +88,11 @@ def test_damaged_lineage_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"nonsense")
     with pytest.raises(RunError, match="is missing or damaged"):
         Lineage.load(path)
+
+
+def test_optional_layers_stay_optional() -> None:
+    labels = Labels("a.weight", (3, 2), torch.arange(3)[:, None])
+    grouping = Grouping("rows", (labels,), ("a",), torch.zeros(3, dtype=torch.int64), optional_layers=("a",))
+    smaller, _ = carry_grouping(grouping, {"a.weight": {0: torch.tensor([0, 2])}})
+    assert smaller.num_groups == 2
+    assert smaller.optional_layers == ("a",)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsebayes.errors import GroupingError, NumericsError, RunError
 from sparsebayes.groups.grouping import Grouping, Labels, Quota
-from sparsebayes.prune.selection import Selection, select, select_top
+from sparsebayes.prune.selection import Selection, _layers, select, select_top
 
 
 def rows(*sizes: int, quota: Quota | None = None, interleaved: bool = False) -> Grouping:
@@ -264,12 +264,24 @@ def test_rounding_fills_layers_up_with_the_best_of_what_would_go(
         assert bool((rounded.forced[layer] | ~added).all())
 
 
-def test_branches_are_no_layer_that_must_keep_groups() -> None:
+@pytest.mark.parametrize("optional", [(), ("branches",)])
+def test_only_optional_layers_need_keep_no_group_whatever_their_name(optional: tuple[str, ...]) -> None:
     plain = rows(5, 5)
-    grouping = Grouping("both", plain.labels, ("a", "branches"), plain.layer_index)
+    grouping = Grouping("both", plain.labels, ("a", "branches"), plain.layer_index, optional_layers=optional)
     selection = select(grouping, torch.zeros(10), max_removal=1.0, min_keep=2, round_to=4)
-    assert selection.counts() == {"a": (4, 5), "branches": (0, 5)}
+    assert selection.counts() == {"a": (4, 5), "branches": (0 if optional else 4, 5)}
     assert select(grouping, torch.zeros(10), max_removal=0.6).counts()["branches"] == (2, 5)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_the_groups_of_all_layers_take_one_number_each(interleaved: bool) -> None:
+    """A vector per layer would take layers times groups: gigabytes for the single weights of a large network."""
+    grouping = rows(9, 4, 7, interleaved=interleaved)
+    layers = _layers(grouping)
+    assert [groups.tolist() for groups in layers] == [
+        (grouping.layer_index == layer).nonzero().flatten().tolist() for layer in range(3)
+    ]
+    assert len({groups.untyped_storage().data_ptr() for groups in layers}) == 1
 
 
 def test_a_step_below_one_is_refused() -> None:
