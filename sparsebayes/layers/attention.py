@@ -75,6 +75,8 @@ class HeadAttention(nn.MultiheadAttention):
         unbatched = query.dim() == 2
         if unbatched:
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
+            if key_padding_mask is not None and key_padding_mask.dim() == 1:
+                key_padding_mask = key_padding_mask.unsqueeze(0)  # [1, S]
         elif not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         if is_self:

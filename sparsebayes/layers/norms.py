@@ -4,7 +4,8 @@ With ``T`` channels before removal, of which ``K`` stay and the others are 0,
 
     mean = sum(x) / T        variance = (sum((x - mean)^2) + (T - K) * mean^2) / T
 
-which are the statistics of the network in which the others are masked, so that removal changes no output:
+which are the statistics of the network in which the others are masked, so that removal changes no output. In half
+precision they are taken in single precision, as PyTorch's norms do: a sum of squares soon exceeds 65504.
 
     >>> full = nn.LayerNorm(4)
     >>> part = PartialLayerNorm(2, total=4)
@@ -14,18 +15,35 @@ which are the statistics of the network in which the others are masked, so that 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
 __all__ = ["PartialGroupNorm", "PartialLayerNorm"]
 
 
+_HALF = (torch.float16, torch.bfloat16)
+
+
 def _standardized(x: Tensor, dims: tuple[int, ...], missing: float, total: float, eps: float) -> Tensor:
-    """``x`` minus mean over deviation along ``dims``, where ``missing`` of the ``total`` entries are absent zeros."""
+    """``x`` minus mean over deviation along ``dims``, where ``missing`` of the ``total`` entries are absent zeros.
+
+    Half precision gives single precision: see `_scaled`.
+    """
+    x = x.float() if x.dtype in _HALF else x
     mean = x.sum(dims, keepdim=True) / total
     centred = x - mean
     variance = (centred.square().sum(dims, keepdim=True) + missing * mean.square()) / total
     return centred * torch.rsqrt(variance + eps)
+
+
+def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[int], x: Tensor) -> Tensor:
+    """Scale and shift standardized values, in the type in which the input and the parameters meet."""
+    held = [x.dtype, *(part.dtype for part in (weight, bias) if part is not None)]
+    y = y if weight is None else y * weight.view(shape)
+    y = y if bias is None else y + bias.view(shape)
+    return y.to(functools.reduce(torch.promote_types, held)) if x.dtype in _HALF else y
 
 
 class PartialLayerNorm(nn.Module):
@@ -67,8 +85,7 @@ class PartialLayerNorm(nn.Module):
         """Normalize, scale and shift; ``x`` holds its K channels along ``dim``."""
         y = _standardized(x, (self.dim,), self.total - self.num_channels, self.total, self.eps)
         shape = [-1] + [1] * (x.dim() - 1 - self.dim if self.dim >= 0 else -1 - self.dim)
-        y = y if self.weight is None else y * self.weight.view(shape)
-        return y if self.bias is None else y + self.bias.view(shape)
+        return _scaled(y, self.weight, self.bias, shape, x)
 
     def extra_repr(self) -> str:
         """Name the widths, for `print(model)`."""
@@ -110,8 +127,7 @@ class PartialGroupNorm(nn.Module):
         missing = (self.total - self.num_channels) // self.num_groups * positions
         y = _standardized(grouped, (2, 3), missing, total, self.eps).reshape(x.shape)
         shape = [-1] + [1] * (x.dim() - 2)
-        y = y if self.weight is None else y * self.weight.view(shape)
-        return y if self.bias is None else y + self.bias.view(shape)
+        return _scaled(y, self.weight, self.bias, shape, x)
 
     def extra_repr(self) -> str:
         """Name the widths, for `print(model)`."""

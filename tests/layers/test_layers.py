@@ -49,6 +49,35 @@ def test_norms_that_lost_nothing_are_those_of_pytorch_without_affine_too() -> No
     assert_close(PartialGroupNorm(3, 6, total=6, affine=False)(x), nn.GroupNorm(3, 6, affine=False)(x))
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("affine", [True, False])
+def test_norms_of_large_values_in_half_precision_are_those_of_pytorch(
+    half: torch.dtype, affine: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (3000 + 2000 * torch.randn(4, 48, 6, generator=generator)).to(half)  # sums and squares exceed 65504
+    tokens = x.transpose(1, 2).contiguous()
+    pairs = [
+        (PartialLayerNorm(48, total=48, affine=affine), nn.LayerNorm(48, elementwise_affine=affine), tokens),
+        (PartialGroupNorm(4, 48, total=48, affine=affine), nn.GroupNorm(4, 48, affine=affine), x),
+    ]
+    for part, full, images in pairs:
+        for parameter in full.parameters():
+            nn.init.normal_(parameter, generator=generator)
+        part.load_state_dict(full.state_dict())
+        found, expected = part.to(half)(images), full.to(half)(images)
+        assert found.dtype == half
+        assert float(expected.detach().std()) > 0.5
+        torch.testing.assert_close(
+            found, expected, atol=8 * torch.finfo(half).eps, rtol=4 * torch.finfo(half).eps
+        )
+
+
+def test_norms_in_half_precision_with_parameters_in_single_return_single() -> None:
+    x = torch.randn(3, 4, dtype=torch.bfloat16)
+    assert PartialLayerNorm(4, total=5)(x).dtype == torch.float32
+
+
 def attention(**options: bool) -> tuple[nn.MultiheadAttention, HeadAttention]:
     dense = nn.MultiheadAttention(12, 4, **options).double()
     for parameter in dense.parameters():
@@ -93,6 +122,18 @@ def test_attention_to_itself_unbatched_and_weights_of_each_head() -> None:
     actual = heads(x, x, x, average_attn_weights=False)
     assert_close(actual[0], expected[0])
     assert_close(actual[1], expected[1])
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float64])
+def test_unbatched_attention_takes_a_padding_mask_of_its_tokens(kind: torch.dtype) -> None:
+    dense, heads = attention(batch_first=True)
+    x = torch.randn(5, 12).double()
+    mask = torch.tensor([False, True, False, False, True])
+    mask = mask if kind == torch.bool else torch.zeros(5).double().masked_fill(mask, float("-inf"))
+    for expected, found in zip(
+        dense(x, x, x, key_padding_mask=mask), heads(x, x, x, key_padding_mask=mask), strict=True
+    ):
+        assert_close(found, expected)
 
 
 def test_what_attention_by_heads_does_not_stand_for() -> None:
