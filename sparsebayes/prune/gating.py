@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from sparsebayes.errors import GroupingError
 from sparsebayes.groups.grouping import Grouping, Labels
+from sparsebayes.networks import in_mode
 
 __all__ = ["check_gates", "gates_images", "run_gated", "scale_gates_"]
 
@@ -84,7 +85,7 @@ def gates_images(model: nn.Module, grouping: Grouping, example: Tensor) -> bool:
     """Whether switches of each image's own reach every gate: tried out, not guessed.
 
     Args:
-        model: The network, judged in evaluation mode; its mode comes back as it was.
+        model: The network, judged in evaluation mode; the modes of its modules come back as they were.
         grouping: Groups of its parameters.
         example: Inputs of shape ``[B, ...]``.
     """
@@ -94,14 +95,9 @@ def gates_images(model: nn.Module, grouping: Grouping, example: Tensor) -> bool:
     generator = torch.Generator().manual_seed(0)
     switches = (0.5 + torch.rand(grouping.num_groups, generator=generator)).to(example)
     images = example[:1].expand(2, *example.shape[1:])
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            shared = run_gated(model, grouping, images, switches)
-            own = run_gated(model, grouping, images, switches.expand(2, -1))
-    finally:
-        model.train(training)
+    with in_mode(model, train=False), torch.no_grad():
+        shared = run_gated(model, grouping, images, switches)
+        own = run_gated(model, grouping, images, switches.expand(2, -1))
     return torch.allclose(own, shared, rtol=1e-3, atol=1e-4 * float(shared.abs().max()) + 1e-9)
 
 

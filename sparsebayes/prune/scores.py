@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from sparsebayes.errors import DataError
 from sparsebayes.groups.grouping import Grouping
+from sparsebayes.networks import in_mode
 
 __all__ = ["magnitude_score", "random_score", "taylor_score"]
 
@@ -61,11 +62,9 @@ def taylor_score(model: nn.Module, grouping: Grouping, batches: Iterable[tuple[T
         DataError: If there is no batch.
     """
     parameters = {name: p for name, p in model.named_parameters() if name in grouping.parameters}
-    training = model.training
-    model.eval()
     total: Tensor | None = None
     count = 0
-    try:
+    with in_mode(model, train=False):
         for images, labels in batches:
             gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), list(parameters.values()))
             products = {
@@ -75,8 +74,6 @@ def taylor_score(model: nn.Module, grouping: Grouping, batches: Iterable[tuple[T
             square = grouping.reduce(products, gates_only=True).square()
             total = square if total is None else total + square
             count += 1
-    finally:
-        model.train(training)
     if total is None:
         raise DataError("expected batches to score groups on, got none")
     return (total / count).double().cpu()

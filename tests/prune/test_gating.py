@@ -108,6 +108,14 @@ def test_what_the_mode_cannot_see_is_found_out() -> None:
     assert model.training
 
 
+def test_a_layer_that_is_held_in_evaluation_mode_stays_so() -> None:
+    model, grouping, images = case("normed", "units")
+    model.train()
+    model.norm.eval()
+    assert gates_images(model, grouping, images)
+    assert [path for path, module in model.named_modules() if not module.training] == ["norm"]
+
+
 def test_bad_input() -> None:
     model = Hidden()
     own = Labels("first.weight", (3, 4), torch.arange(3).view(3, 1), gate=False)

@@ -47,6 +47,16 @@ def test_taylor_is_the_mean_square_of_the_first_order_change() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_layer_that_is_held_in_evaluation_mode_stays_so() -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double().train()
+    model[1].eval()
+    grouping = make_grouping(model, "rows")
+    taylor_score(
+        model, grouping, [(torch.randn(6, 5, dtype=torch.float64), torch.zeros(6, dtype=torch.int64))]
+    )
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+
+
 def test_taylor_needs_batches() -> None:
     model = network()
     grouping = make_grouping(model, "rows")
