@@ -14,9 +14,8 @@ are read off the first batch that `update` sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from sparsebayes.curvature import Curvature, entry_curvature, gate_curvature
+from sparsebayes.curvature.images import warn_of_augmentation
+from sparsebayes.data.peeking import first_images, num_images
 from sparsebayes.errors import DataError, RecipeError, RunError, unknown
-from sparsebayes.groups import Grouping, UnitGraph, make_grouping, trace_units
+from sparsebayes.groups import Grouping, UnitGraph, make_grouping
 from sparsebayes.inference import Laplace
 from sparsebayes.inference.laplace import SCALES, UPDATES
 from sparsebayes.prune.carry import carry_grouping
-from sparsebayes.prune.compaction import Compaction, compact
+from sparsebayes.prune.compaction import Compaction, compact, trace_compacted
 from sparsebayes.prune.masking import Masks, prune_
-from sparsebayes.prune.optimizer import carry_optimizer_state
+from sparsebayes.prune.optimizer import move_optimizer_
 from sparsebayes.prune.pricing import KINDS, entry_costs, group_prices
 from sparsebayes.prune.selection import Selection, select
 
@@ -60,7 +61,7 @@ def wrap(
         model: Any network; it is not changed here.
         groups: What may go: ``"units"``, ``"filters"``, ``"weights"``, ``["units", "features"]``, a function, or a
             `Grouping`.
-        example: A batch of inputs; None: taken from the first `update`.
+        example: A batch of inputs, of which two are kept; None: taken from the first `update`.
         num_data: Images in the training set; None: asked of the first loader given to `update`.
         scale: ``"switches"``, one prior variance for the scale of a group, or ``"entries"``, the paper's form.
         update: ``"reweighted"`` or ``"mackay"``: how prior variances and penalty follow from the curvature.
@@ -125,7 +126,7 @@ class SparseModel:
         self.num_data = num_data
         self.num_updates = 0
         self._groups = groups
-        self._example = example
+        self._example = None if example is None else example[:2].detach().clone()
         self._scale = scale
         self._update = update
         self._price = price
@@ -134,8 +135,8 @@ class SparseModel:
         self._graph: UnitGraph | None = None
         self._norms: Tensor | None = None
         self._pruned: Selection | None = None  # what is masked of the present grouping
-        if example is not None and self._grouping is None:
-            self._grouping = make_grouping(model, groups, example=example)
+        if example is not None:
+            self._make_grouping()
 
     def __repr__(self) -> str:
         groups = repr(self._grouping) if self._grouping is not None else f"groups={self._groups!r}"
@@ -159,9 +160,10 @@ class SparseModel:
 
         Raises:
             ModelError: If the model cannot be exported.
+            RunError: If no example input was seen yet.
         """
         if self._graph is None:
-            self._graph = trace_units(self.model, self._seen_example())
+            self._graph = trace_compacted(self.model, self._seen_example())
         return self._graph
 
     def update(
@@ -316,7 +318,8 @@ class SparseModel:
         optimizer step holds it there.
 
         Args:
-            optimizer: Of the present model; it then holds the new parameters and what remains of its state.
+            optimizer: Of the present model; it then holds the new parameters and what remains of its state, in as many
+                groups as before.
             check: More inputs to compare on.
 
         Returns:
@@ -332,7 +335,7 @@ class SparseModel:
             raise RunError("nothing is selected yet: call select() before compact()")
         done = compact(self.model, self.masks.masks, self._seen_example(), units=self._graph, check=check)
         if optimizer is not None:
-            _move_(optimizer, self.model, done)
+            move_optimizer_(optimizer, self.model, done.model, done.kept)
         on = None if self._pruned is None else self._pruned.on
         self._grouping, _ = carry_grouping(self.grouping, done.kept, on)
         self.model, self.masks = done.model, Masks(done.masks) if done.masks else None
@@ -355,29 +358,17 @@ class SparseModel:
     def _look(self, batches: Batches) -> Batches:
         """Learn example input, data size and groups from the batches; give back the same batches."""
         if self.num_data is None:
-            dataset = getattr(batches, "dataset", None)
-            known = getattr(batches, "num_data", None)
-            size = known if isinstance(known, int) else len(dataset) if isinstance(dataset, Sized) else None
-            if size is None:
-                raise DataError(
-                    "the size of the training set is not known: give wrap(..., num_data=N), or update() a DataLoader"
-                )
-            self.num_data = size
+            self.num_data = num_images(batches)
         if self._example is None:
-            iterator = iter(batches)
-            first = list(islice(iterator, 1))
-            if not first:
-                raise DataError("expected images to estimate the curvature on, got an empty loader")
-            images = first[0][0] if isinstance(first[0], (tuple, list)) and first[0] else first[0]
-            if not isinstance(images, Tensor) or images.ndim == 0 or len(images) == 0:
-                raise DataError(
-                    f"expected batches (images, labels), got a batch that begins with {type(images).__name__}"
-                )
+            warn_of_augmentation(batches)  # the loader can be asked, the batches below cannot
+            images, batches = first_images(batches)
             self._example = images[:2].detach().clone()
-            batches = chain(first, iterator)
-        if self._grouping is None:
-            self._grouping = make_grouping(self.model, self._groups, example=self._example)
+        self._make_grouping()
         return batches
+
+    def _make_grouping(self) -> None:
+        if self._grouping is None:
+            self._grouping = make_grouping(self.model, self._groups, example=self._example, trace=self.graph)
 
     def _seen_example(self) -> Tensor:
         if self._example is None:
@@ -398,17 +389,6 @@ class SparseModel:
         total = self.grouping.reduce(squares, gates_only=self._scale != "entries")
         # The gradient of a square root at 0 is infinite: keep off it by less than any weight's square.
         return (total + 1e-24).sqrt() if differentiable else total.detach().sqrt()
-
-
-def _move_(optimizer: torch.optim.Optimizer, model: nn.Module, done: Compaction) -> None:
-    """Let an optimizer, the very object that a training loop holds, go on with the compacted network."""
-    kind: Callable[..., torch.optim.Optimizer] = type(optimizer)
-    fresh = carry_optimizer_state(
-        optimizer, model, done.model, done.kept, lambda groups: kind(groups, lr=optimizer.defaults["lr"])
-    )
-    optimizer.param_groups[:] = fresh.param_groups
-    optimizer.state.clear()
-    optimizer.state.update(fresh.state)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sparsebayes
 from sparsebayes.errors import DataError, GroupingError, RecipeError, RunError
-from sparsebayes.groups import Grouping, make_grouping
+from sparsebayes.groups import Grouping, make_grouping, tracing
+from sparsebayes.prune import GatheredLinear
 
 
 class Plain(nn.Module):
@@ -215,6 +216,83 @@ def test_a_ready_grouping_is_carried_through_compaction() -> None:
     assert isinstance(sparse.grouping, Grouping)
     assert sparse.grouping.num_groups == selection.num_kept == sparse.model.hidden.out_features
     assert sparse.model.conv.out_channels == 8  # not in the grouping
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("groups", ["units", "units+features", ["filters", "units"]])
+def test_a_network_is_traced_once_until_it_changes(
+    groups: sparsebayes.GroupSpec, early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = []
+    inner = tracing.traceable
+    monkeypatch.setattr(tracing, "traceable", lambda model: traced.append(model) or inner(model))
+    loader = DataLoader(data(80), batch_size=40)
+    sparse = sparsebayes.wrap(Plain(), groups=groups, example=data(80)[0][0][None] if early else None)
+    sparse.update(loader, strength=3.0)
+    sparse.select(max_removal=0.5)
+    sparse.graph()
+    sparse.compact()
+    assert len(traced) == 1
+    sparse.update(loader)
+    sparse.select(max_removal=0.5)
+    assert len(traced) == 1  # the groups are carried over
+    sparse.graph()
+    sparse.compact()
+    assert len(traced) <= 3  # a network that gathers is traced as it gathers, and as it is cut
+
+
+def test_two_images_of_an_example_are_kept_as_they_were() -> None:
+    example = torch.randn(40, 1, 8, 8)
+    first = example[:2].clone()
+    sparse = sparsebayes.wrap(Plain(), groups="units", example=example)
+    example.zero_()
+    assert torch.equal(sparse._seen_example(), first)
+
+
+def test_augmentation_is_noticed_at_the_first_update_too() -> None:
+    class Augmented(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+            image, label = super().__getitem__(index)
+            return image + 0.01 * torch.randn_like(image), label
+
+    sparse = sparsebayes.wrap(Plain(), groups="units")
+    loader = DataLoader(Augmented(*data(80).tensors), batch_size=40)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="images of the curvature's loader change each time"):
+            sparse.update(loader)
+
+
+def test_the_units_of_a_network_that_gathers_are_all_known() -> None:
+    loader = DataLoader(data(80), batch_size=40)
+    sparse = sparsebayes.wrap(Plain(), groups="features")
+    sparse.update(loader, strength=1e6)
+    sparse.select(max_removal=0.5)
+    sparse.compact()
+    assert isinstance(sparse.model.hidden, GatheredLinear)
+    graph = sparse.graph()
+    assert graph.layers == ("conv", "hidden")
+    columns = next(s for s in graph.slices if s.parameter == "hidden.weight" and s.dim == 1)
+    assert columns.unit.tolist() == [column // 16 for column in sparse.model.hidden.columns.tolist()]
+
+
+def test_schedulers_and_groups_of_parameters_survive_compaction() -> None:
+    loader = DataLoader(data(), batch_size=40)
+    sparse = sparsebayes.wrap(Plain(), groups="units")
+
+    class Strict(torch.optim.SGD):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__([{"params": [p]} for p in model.parameters()], lr=0.05, momentum=0.9)
+
+    optimizer = Strict(sparse.model)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    train(sparse, loader, optimizer, 1)
+    sparse.update(loader, strength=5.0)
+    sparse.select(max_removal=0.5)
+    sparse.compact(optimizer)
+    assert len(optimizer.param_groups) == 8
+    train(sparse, loader, optimizer, 1)
+    scheduler.step()
+    assert scheduler.get_last_lr() == [0.025] * 8
 
 
 def test_public_names_are_the_ones_promised() -> None:

@@ -13,7 +13,7 @@ example input. ``units``, ``features`` and ``branches`` trace the model. Biases 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 
 import torch
@@ -24,7 +24,8 @@ from sparsebayes.groups.branch_rules import branches
 from sparsebayes.groups.grouping import Grouping, Labels, Quota, concatenate
 from sparsebayes.groups.patterns import PATTERNS, Layer, ParsedPattern, layers_of, parse_pattern
 from sparsebayes.groups.scope import EVERYTHING, Scope
-from sparsebayes.groups.unit_rules import features, units
+from sparsebayes.groups.tracing import UnitGraph, trace_units
+from sparsebayes.groups.unit_rules import feature_grouping, features, needed, unit_grouping, units
 
 __all__ = ["RULES", "Rule", "Spec", "check_spec", "make_grouping"]
 
@@ -106,6 +107,11 @@ RULES: Mapping[str, ScopedRule] = MappingProxyType(
     }
 )
 
+# Those that look at the traced units alone, as functions of (model, units, scope): one trace serves them all.
+_OF_UNITS: Mapping[str, Callable[[nn.Module, UnitGraph, Scope], Grouping]] = MappingProxyType(
+    {"units": unit_grouping, "features": feature_grouping}
+)
+
 
 def check_spec(spec: str) -> None:
     """Refuse a spec that names no rule; used where no model is at hand yet.
@@ -135,6 +141,7 @@ def make_grouping(
     example: Tensor | None = None,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    trace: Callable[[], UnitGraph] | None = None,
 ) -> Grouping:
     """Make the grouping that a spec describes.
 
@@ -145,6 +152,8 @@ def make_grouping(
         example: An input, ``[B, ...]``, for the rules that trace the model.
         include: Patterns on layer and parameter names (``"conv*"``, ``"features.3.weight"``); one must match.
         exclude: Patterns of which none may match.
+        trace: Gives the units of the model, for callers who have them or want them too; it is asked only if a rule
+            needs them. None: they are traced, once for all rules.
 
     Returns:
         The groups of all layers that the patterns cover. The groups of functions and ready groupings are
@@ -157,9 +166,20 @@ def make_grouping(
     scope = Scope(_patterns("include", include), _patterns("exclude", exclude))
     specs = [spec] if isinstance(spec, (str, Grouping)) or callable(spec) else list(spec)
     parts: list[Grouping] = []
+    traced = cache(trace or (lambda: trace_units(model, needed(example, "units"))))
+
+    def units_for(rule: str) -> UnitGraph:
+        if trace is None:
+            needed(example, rule)
+        return traced()
+
     for item in specs:
         if isinstance(item, str):
-            parts += [_rule(name.strip())(model, example, scope) for name in item.split("+")]
+            for name in map(str.strip, item.split("+")):
+                if name in _OF_UNITS:
+                    parts.append(_OF_UNITS[name](model, units_for(name), scope))
+                else:
+                    parts.append(_rule(name)(model, example, scope))
         else:
             grouping = item if isinstance(item, Grouping) else item(model, example)
             parts.append(_restrict(grouping, scope))

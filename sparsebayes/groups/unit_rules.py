@@ -15,7 +15,7 @@ from sparsebayes.groups.grouping import Grouping, Labels
 from sparsebayes.groups.scope import EVERYTHING, Scope, owner
 from sparsebayes.groups.tracing import Slice, UnitGraph, trace_units
 
-__all__ = ["feature_grouping", "features", "unit_grouping", "units"]
+__all__ = ["feature_grouping", "features", "needed", "unit_grouping", "units"]
 
 
 def units(model: nn.Module, example: Tensor | None, scope: Scope = EVERYTHING) -> Grouping:
@@ -30,7 +30,7 @@ def units(model: nn.Module, example: Tensor | None, scope: Scope = EVERYTHING) -
         GroupingError: If there is no example, or no unit in the scope.
         ModelError: If the model cannot be traced.
     """
-    return unit_grouping(model, trace_units(model, _needed(example, "units")), scope)
+    return unit_grouping(model, trace_units(model, needed(example, "units")), scope)
 
 
 def features(model: nn.Module, example: Tensor | None, scope: Scope = EVERYTHING) -> Grouping:
@@ -38,7 +38,7 @@ def features(model: nn.Module, example: Tensor | None, scope: Scope = EVERYTHING
 
     Args and errors are those of `units`; the scope may name the linear layer or its inputs.
     """
-    return feature_grouping(model, trace_units(model, _needed(example, "features")), scope)
+    return feature_grouping(model, trace_units(model, needed(example, "features")), scope)
 
 
 def unit_grouping(model: nn.Module, graph: UnitGraph, scope: Scope = EVERYTHING) -> Grouping:
@@ -121,7 +121,12 @@ def _is_flattened(part: Slice) -> bool:
     return part.reads and part.dim == 1 and found.numel() > 0 and int(torch.bincount(found).max()) > 1
 
 
-def _needed(example: Tensor | None, rule: str) -> Tensor:
+def needed(example: Tensor | None, rule: str) -> Tensor:
+    """The example input, without which a rule that traces the model can do nothing.
+
+    Raises:
+        GroupingError: If there is none.
+    """
     if example is None:
         raise GroupingError(
             f"the rule {rule!r} traces the model and needs an input: pass example=a batch of inputs"

@@ -7,6 +7,8 @@ nothing; one that starts afresh forgets momentum and second moments. So its stat
     >>> optimizer = carry_optimizer_state(
     ...     optimizer, model, small.model, small.kept, lambda groups: torch.optim.SGD(groups, lr=0.1)
     ... )
+
+`move_optimizer_` does the same to the optimizer itself.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ import copy
 from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from sparsebayes.errors import ModelError
 from sparsebayes.prune.compaction import Kept, cut
 
-__all__ = ["carry_optimizer_state"]
+__all__ = ["carry_optimizer_state", "move_optimizer_"]
+
+# Name, old and new parameter.
+Member = tuple[str, Tensor, nn.Parameter]
 
 
 def carry_optimizer_state(
@@ -39,7 +44,7 @@ def carry_optimizer_state(
         kept: from the `Compaction`: what stayed of each parameter.
         make_optimizer: called with the parameter groups, which carry the old hyper-parameters (learning rate,
             weight decay and so on, which therefore override its defaults); returns an optimizer of the old
-            one's kind.
+            one's kind. A group of which no parameter is left is given as well, so that schedulers find it.
 
     Returns:
         The new optimizer: state tensors shaped like their parameter are cut, numbers are copied.
@@ -49,39 +54,85 @@ def carry_optimizer_state(
             belong together, `make_optimizer` changes the parameters or the kind, or a state tensor has
             another shape than its parameter, so that it cannot be cut.
     """
+    carried = _carried(old_optimizer, old_model, new_model, kept)
+    groups: list[dict[str, object]] = [
+        {
+            **{
+                key: copy.deepcopy(value)
+                for key, value in old.items()
+                if key not in ("params", "param_names")
+            },
+            "params": [new for _, _, new in members],
+        }
+        for old, members in zip(old_optimizer.param_groups, carried, strict=True)
+    ]
+    optimizer = make_optimizer(groups)
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    expected = [id(new) for members in carried for _, _, new in members]
+    if type(optimizer) is not type(old_optimizer) or held != expected:
+        raise ModelError(
+            f"make_optimizer should return a {type(old_optimizer).__name__} over the groups that it is "
+            f"given, but returned a {type(optimizer).__name__} over {len(held)} parameters (expected {len(expected)})"
+        )
+    optimizer.state.update(_states(old_optimizer, carried, kept))
+    return optimizer
+
+
+def move_optimizer_(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Module, kept: Kept) -> None:
+    """Let an optimizer, the very object that a training loop and its schedulers hold, go on with the compacted network.
+
+    Args:
+        optimizer: trains some or all parameters of `old_model`. Its groups keep their number, order and settings, also
+            where no parameter of one is left.
+        old_model: the network before compaction.
+        new_model: the compacted network.
+        kept: from the `Compaction`: what stayed of each parameter.
+
+    Raises:
+        ModelError: as for `carry_optimizer_state`; then nothing is changed. L-BFGS holds its parameters in other
+            places too, and is refused.
+    """
+    if isinstance(optimizer, LBFGS):
+        raise ModelError("an LBFGS optimizer cannot go on with other parameters; start a new one instead")
+    carried = _carried(optimizer, old_model, new_model, kept)
+    states = _states(optimizer, carried, kept)
+    for group, members in zip(optimizer.param_groups, carried, strict=True):
+        group["params"] = [new for _, _, new in members]
+        if "param_names" in group:
+            group["param_names"] = [name for name, _, _ in members]
+    optimizer.state.clear()
+    optimizer.state.update(states)
+
+
+def _carried(
+    optimizer: Optimizer, old_model: nn.Module, new_model: nn.Module, kept: Kept
+) -> list[list[Member]]:
+    """For each group of an optimizer: name, old and new parameter of all that it trains in the compacted network."""
     names = {id(parameter): name for name, parameter in old_model.named_parameters()}
     new_parameters = dict(new_model.named_parameters())
-    groups: list[dict[str, object]] = []
-    placed: set[str | None] = set()
-    pairs: list[tuple[str, Tensor, nn.Parameter]] = []
-    for group in old_optimizer.param_groups:
+    placed: set[str] = set()
+    carried = []
+    for group in optimizer.param_groups:
         olds: list[Tensor] = list(group["params"])
         found = [_counterpart(old, names, new_parameters, kept) for old in olds]
         here = [(name, old, new) for old, (name, new) in zip(olds, found, strict=True) if new is not None]
         # What a branch that is gone still adds is trained where its last layer was.
-        added = {_constant(name, new_parameters) for name, new in found if new is None} - {None} - placed
-        here += [(name, new_parameters[name], new_parameters[name]) for name in sorted(filter(None, added))]
-        placed |= added
-        pairs += here
-        settings = {
-            key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")
-        }
-        if here:
-            groups.append({**settings, "params": [new for _, _, new in here]})
-    optimizer = make_optimizer(groups)
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if type(optimizer) is not type(old_optimizer) or [id(p) for p in held] != [
-        id(new) for _, _, new in pairs
-    ]:
-        raise ModelError(
-            f"make_optimizer should return a {type(old_optimizer).__name__} over the groups that it is "
-            "given, "
-            f"but returned a {type(optimizer).__name__} over {len(held)} parameters (expected {len(pairs)})"
-        )
-    for name, old, new in pairs:
-        if old in old_optimizer.state:
-            optimizer.state[new] = _cut_state(name, old, old_optimizer.state[old], kept.get(name, {}))
-    return optimizer
+        constants = {_constant(name, new_parameters) for name, new in found if new is None}
+        added = sorted({name for name in constants if name is not None} - placed)
+        here += [(name, new_parameters[name], new_parameters[name]) for name in added]
+        placed.update(added)
+        carried.append(here)
+    return carried
+
+
+def _states(optimizer: Optimizer, carried: list[list[Member]], kept: Kept) -> dict[Tensor, dict[str, object]]:
+    """State of each new parameter."""
+    return {
+        new: _cut_state(name, old, optimizer.state[old], kept.get(name, {}))
+        for members in carried
+        for name, old, new in members
+        if old in optimizer.state
+    }
 
 
 def _counterpart(

@@ -14,7 +14,7 @@ from sparsebayes.errors import ModelError
 from sparsebayes.groups.tracing import trace_units
 from sparsebayes.prune.compaction import compact, cut
 from sparsebayes.prune.masking import Masks
-from sparsebayes.prune.optimizer import carry_optimizer_state
+from sparsebayes.prune.optimizer import carry_optimizer_state, move_optimizer_
 
 Make = Callable[[list[dict[str, object]]], Optimizer]
 
@@ -197,3 +197,97 @@ def test_states_that_cannot_be_cut_are_refused() -> None:
         ModelError, match=r"optimizer state '\w+' of '0.weight' is .*start a new optimizer instead"
     ):
         carry_optimizer_state(optimizer, model, small.model, small.kept, torch.optim.LBFGS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_optimizer_itself_goes_on_as_a_copy_would(name: str) -> None:
+    make, data = OPTIMIZERS[name], batches(6)
+    model = network()
+    optimizer = make(groups_of(model))
+    for x, y in data[:3]:
+        step_(model, optimizer, x, y)
+    masks = masks_for(model)
+    masks.reapply_(model)
+    small = compact(model, masks.masks, data[0][0])
+    twin = copy.deepcopy(small.model)
+    carried = carry_optimizer_state(optimizer, model, twin, small.kept, make)
+    held = [id(group) for group in optimizer.param_groups]
+    move_optimizer_(optimizer, model, small.model, small.kept)
+    assert [id(group) for group in optimizer.param_groups] == held
+    for x, y in data[3:]:
+        step_(twin, carried, x, y)
+        step_(small.model, optimizer, x, y)
+    for first, second in zip(small.model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(first, second)
+
+
+class Scaled(torch.optim.SGD):
+    """An optimizer whose arguments are its own."""
+
+    def __init__(self, model: nn.Module, scale: float) -> None:
+        super().__init__(list(model.named_parameters()), lr=0.1 * scale, momentum=0.9)
+
+
+def test_an_optimizer_of_a_class_of_its_own_goes_on() -> None:
+    model, (x, y) = network(), batches(1)[0]
+    optimizer = Scaled(model, 0.5)
+    step_(model, optimizer, x, y)
+    small = compact(model, masks_for(model).masks, x)
+    move_optimizer_(optimizer, model, small.model, small.kept)
+    names, parameters = zip(*small.model.named_parameters(), strict=True)
+    assert optimizer.param_groups[0]["param_names"] == list(names)
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in parameters]
+    assert {tuple(s["momentum_buffer"].shape) for s in optimizer.state.values()} == {
+        tuple(p.shape) for p in parameters
+    }
+    step_(small.model, optimizer, x, y)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_group_of_which_nothing_is_left_stays_for_the_schedulers(name: str, in_place: bool) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner = nn.Linear(4, 4), nn.Linear(4, 3)
+            self.back, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            return self.last(x + self.back(torch.relu(self.inner(x))))
+
+    torch.manual_seed(0)
+    model = Residual().double()
+    make, x = OPTIMIZERS[name], torch.randn(6, 4, dtype=torch.float64)
+    y = torch.tensor([0, 1, 0, 1, 0, 1])
+    optimizer = make(
+        [
+            {"params": list(model.inner.parameters())},
+            {"params": [*model.first.parameters(), *model.back.parameters(), *model.last.parameters()]},
+        ]
+    )
+    step_(model, optimizer, x, y)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    step_(model, optimizer, x, y)
+    masks = {"back.weight": torch.zeros(4, 3, dtype=torch.bool)}
+    small = compact(model, masks, x)
+    assert not any(name.startswith("inner.") for name, _ in small.model.named_parameters())
+    if in_place:
+        move_optimizer_(optimizer, model, small.model, small.kept)
+        moved = optimizer
+    else:
+        moved = carry_optimizer_state(optimizer, model, small.model, small.kept, make)
+    assert [len(group["params"]) == 0 for group in moved.param_groups] == [True, False]
+    step_(small.model, moved, x, y)
+    scheduler.step()
+    assert len(scheduler.get_last_lr()) == 2
+    assert len(optimizer.param_groups) == 2
+
+
+def test_an_optimizer_that_holds_parameters_elsewhere_is_refused() -> None:
+    model, (x, _) = network(), batches(1)[0]
+    optimizer = torch.optim.LBFGS(model.parameters())
+    small = compact(model, masks_for(model).masks, x)
+    with pytest.raises(ModelError, match="an LBFGS optimizer cannot go on"):
+        move_optimizer_(optimizer, model, small.model, small.kept)
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in model.parameters()]
