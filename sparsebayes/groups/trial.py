@@ -151,8 +151,9 @@ def _culprit(one: Traced, failure: Failure, living: NDArray[np.bool_]) -> str:
 def _shadows(one: Traced, node: fx.Node) -> list[Shadow]:
     """Shadows of the results of an operation; none unless each of them has one."""
     found = one.shadows.get(node)
-    shadows = found if isinstance(found, list) else [found]
-    return shadows if all(isinstance(shadow, Shadow) for shadow in shadows) else []
+    results = found if isinstance(found, list) else [found]
+    shadows = [result for result in results if isinstance(result, Shadow)]
+    return shadows if len(shadows) == len(results) else []
 
 
 def _differences(one: Traced, small: Exported, living: NDArray[np.bool_]) -> set[str]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError, unknown
+from sparsebayes.groups import patterns
 from sparsebayes.prune.gather import GatheredLinear
 from sparsebayes.prune.json_fields import Fields, parse
 from sparsebayes.prune.substitutes import (
@@ -55,8 +56,8 @@ DTYPES = {
     )
 }
 
-PLAIN_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PLAIN_CONVOLUTIONS = patterns.CONVOLUTIONS
+TRANSPOSED_CONVOLUTIONS = patterns.TRANSPOSED
 CONVOLUTIONS = PLAIN_CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS
 
 

@@ -276,15 +276,22 @@ def _undisturbed(model: nn.Module, x: Tensor) -> Iterator[None]:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Without TF32, which rounds to 10 bits, differently for different widths: it would hide what is compared."""
-    # The older switches `allow_tf32` cannot even be read where a user has set these.
     backends: Any = torch.backends
     places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     before = [place.fp32_precision for place in places]
     try:
+        older: bool | None = backends.cudnn.allow_tf32
+    except RuntimeError:  # it cannot be read once a user has set the newer switches otherwise
+        older = None
+    try:
+        if older is not None:  # a forward that enters `cudnn.flags` reads it
+            backends.cudnn.allow_tf32 = False
         for place in places:
             place.fp32_precision = "ieee"
         yield
     finally:
+        if older is not None:
+            backends.cudnn.allow_tf32 = older
         for place, precision in zip(places, before, strict=True):
             place.fp32_precision = precision
 

@@ -357,7 +357,7 @@ def _layers(grouping: Grouping) -> tuple[Tensor, ...]:
     counts = torch.bincount(index, minlength=len(grouping.layers)).tolist()
     in_runs = bool((index[1:] >= index[:-1]).all())
     order = torch.arange(len(index)) if in_runs else torch.argsort(index, stable=True)
-    return order.split(counts)
+    return torch.split(order, counts)
 
 
 def _rounded(grouping: Grouping, score: Tensor, alive: Tensor, on: Tensor, step: int) -> Tensor:

@@ -256,3 +256,9 @@ def test_the_precision_that_a_user_has_set_stays_and_may_be_of_the_new_kind() ->
         assert place.fp32_precision == "tf32"
     finally:
         place.fp32_precision = before
+    older = torch.backends.cudnn.allow_tf32
+    # `flags` reads the older switch.
+    with _full_precision(), torch.backends.cudnn.flags(enabled=False, allow_tf32=False):
+        assert place.fp32_precision != "tf32"
+    assert torch.backends.cudnn.allow_tf32 == older
+    assert place.fp32_precision == before
