@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sparsebayes.groups.grouping import Grouping, Labels, Quota, concatenate
+from sparsebayes.groups.grouping import Grouping, Labels, Quota
 from sparsebayes.groups.hierarchy import Hierarchy
 from sparsebayes.groups.rules import RULES, check_spec, make_grouping
+from sparsebayes.groups.stacking import concatenate
 from sparsebayes.groups.tracing import Slice, UnitGraph, trace_units
 
 __all__ = [

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from sparsebayes.errors import GroupingError
 from sparsebayes.groups.branch_rules import branches
-from sparsebayes.groups.grouping import Grouping, Labels, Quota, concatenate
+from sparsebayes.groups.grouping import Grouping, Labels, Quota
 from sparsebayes.groups.patterns import PATTERNS, Layer, ParsedPattern, layers_of, parse_pattern
 from sparsebayes.groups.scope import EVERYTHING, Scope
+from sparsebayes.groups.stacking import concatenate
 from sparsebayes.groups.tracing import UnitGraph, trace_units
 from sparsebayes.groups.unit_rules import feature_grouping, features, needed, unit_grouping, units
 

@@ -28,6 +28,9 @@ __all__ = ["Selection", "select", "select_top"]
 
 VERSION = 1
 MAX_GROUPS = 2**33
+_FIELDS = (
+    "version", "grouping", "fingerprint", "strength", "num_groups", "num_kept", "layers", "runs", "bits"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,19 +134,7 @@ class Selection:
             RunError: not such a document, or its parts contradict each other.
         """
         document = parse(text, where=where, error=RunError)
-        document.only(
-            [
-                "version",
-                "grouping",
-                "fingerprint",
-                "strength",
-                "num_groups",
-                "num_kept",
-                "layers",
-                "runs",
-                "bits",
-            ]
-        )
+        document.only([*_FIELDS])
         document.integer("version", low=VERSION, high=VERSION)
         num_groups = document.integer("num_groups", low=0, high=MAX_GROUPS)
         layers = document.list_of_fields("layers")

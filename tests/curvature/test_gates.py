@@ -10,7 +10,8 @@ from sparsebayes.curvature import Curvature, gate_curvature, gate_rows
 from sparsebayes.curvature.exact import gate_matrix
 from sparsebayes.curvature.factors import class_columns
 from sparsebayes.errors import GroupingError, NumericsError, RecipeError
-from sparsebayes.groups.grouping import Grouping, Labels, concatenate
+from sparsebayes.groups.grouping import Grouping, Labels
+from sparsebayes.groups.stacking import concatenate
 
 LIKELIHOODS = ["cross_entropy", "mse", "binary_cross_entropy"]
 

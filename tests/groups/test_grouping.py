@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsebayes.errors import GroupingError
-from sparsebayes.groups.grouping import Grouping, Labels, Quota, concatenate
+from sparsebayes.groups.grouping import Grouping, Labels, Quota
+from sparsebayes.groups.stacking import concatenate
 
 SHAPES = {"a.weight": (3, 4), "a.bias": (3,), "b.weight": (2, 3, 2, 2)}
 
