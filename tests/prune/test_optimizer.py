@@ -25,7 +25,8 @@ OPTIMIZERS: dict[str, Make] = {
     ),
     "adam": lambda groups: torch.optim.Adam(groups, lr=0.01, amsgrad=True),
     "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.01, weight_decay=0.1),
-    "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=0.01, momentum=0.5),
+    # The gradient of a bias before a batch norm is nothing but rounding: eps must not blow it up into steps.
+    "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=0.01, momentum=0.5, eps=1e-5),
 }
 
 
