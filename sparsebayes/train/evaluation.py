@@ -11,7 +11,7 @@ The loss is the mean cross-entropy of an image in nats; its standard error is th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsebayes.data.loader import Loader
-from sparsebayes.errors import DataError, ModelError
+from sparsebayes.errors import DataError, ModelError, NumericsError
 
 __all__ = ["Evaluation", "check_logits", "evaluate", "image_losses", "logits_table"]
 
@@ -141,17 +141,25 @@ def logits_table(model: nn.Module, loader: Loader) -> Tensor:
 
     Args:
         model: In evaluation mode.
-        loader: Its images must come as they are, without augmentation.
+        loader: Its images must come as they are, without augmentation, and none may be left out.
 
     Returns:
         Of shape ``[N, C]``.
+
+    Raises:
+        NumericsError: If an image has no logits, or some that are NaN.
     """
-    parts = list(_positions_and_logits(model, loader))
-    positions, logits = (torch.cat(part) for part in zip(*parts, strict=True))
-    return logits[positions.argsort()]
-
-
-def _positions_and_logits(model: nn.Module, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+    table: Tensor | None = None
     with torch.no_grad():
         for positions, images, _ in loader.indexed():
-            yield positions, model(images)
+            logits = model(images)
+            if table is None:
+                table = logits.new_full((loader.num_data, logits.shape[1]), float("nan"))
+            table[positions] = logits
+    absent = loader.num_data if table is None else int(table.isnan().any(1).sum())
+    if table is None or absent:
+        raise NumericsError(
+            f"expected logits of the dense network for all {loader.num_data} training images, but {absent} have none, "
+            "or NaN; check the network, and let the loader leave no image out"
+        )
+    return table

@@ -35,7 +35,14 @@ def make_loaders(recipe: AnyRecipe, dataset: Dataset, device: torch.device) -> t
     data = recipe.data
     train, heldout = split(dataset.train, holdout=data.holdout, seed=recipe.seed)
 
-    def loader(images: Images, batch: int, *, shuffle: bool = False, augment: str = "none") -> Loader:
+    def loader(
+        images: Images,
+        batch: int,
+        *,
+        shuffle: bool = False,
+        augment: str = "none",
+        drop_last: bool = False,
+    ) -> Loader:
         return Loader(
             images,
             batch_size=batch,
@@ -45,16 +52,17 @@ def make_loaders(recipe: AnyRecipe, dataset: Dataset, device: torch.device) -> t
             augment=augment,
             seed=derive_seed(recipe.seed, "loader"),
             device=device,
-            # Batch norm cannot train on a last batch of one image.
-            drop_last=shuffle and len(images) % batch == 1 and len(images) > batch,
+            drop_last=drop_last,
         )
 
     if data.batch_size > len(train):
         raise DataError(
             f"data.batch_size is {data.batch_size}, but only {len(train)} images are left to train on; lower it"
         )
+    # Batch norm cannot train on a last batch of one image; whatever else reads the images gets all of them.
+    one_left = len(train) % data.batch_size == 1 and len(train) > data.batch_size
     loaders = Loaders(
-        train=loader(train, data.batch_size, shuffle=True, augment=data.augment),
+        train=loader(train, data.batch_size, shuffle=True, augment=data.augment, drop_last=one_left),
         plain=loader(train, 256, shuffle=True),
         heldout=loader(heldout, EVALUATION_BATCH),
         example=example_of(dataset, device),
