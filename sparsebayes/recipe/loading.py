@@ -1,7 +1,8 @@
 r"""From YAML text, a preset and overrides to a checked `Recipe`, or to one error that lists every mistake.
 
 The text is laid out as data with line numbers (`document`), the preset and the overrides are laid over it,
-and the schema checks the result. Every preset is checked, also those that were not asked for.
+and the schema checks the result. Every preset is checked, also those that were not asked for. Where all keys are
+in order by themselves, those that contradict each other are refused (`contradictions`).
 
     >>> text = "version: 1\nname: tiny\nmodel: {name: lenet5_caffe}\ntrain:\n  lr: fast\n"
     >>> parse_recipe(text, "tiny.yaml")
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from sparsebayes.errors import RecipeError, unknown
+from sparsebayes.recipe.contradictions import contradictions
 from sparsebayes.recipe.document import Keys, Place, Problem, Tree, dump, overlay, parse
 from sparsebayes.recipe.mistakes import dotted, explain
 from sparsebayes.recipe.names import show_value
@@ -75,7 +77,7 @@ def parse_recipe(
         raise _refusal(problems, source)
     recipe, found = _check(tree)
     problems += found
-    base = tree
+    base, base_recipe, others = tree, recipe, []
     presets = tree.at("presets") if isinstance(tree.data.get("presets"), dict) else Tree({})
     for name, body in presets.data.items():
         if isinstance(body, dict):
@@ -84,6 +86,8 @@ def parse_recipe(
             problems += _no_presets(presets.at(name)) + found
             if name == preset:
                 tree, recipe = changed, changed_recipe
+            else:
+                others.append((name, changed_recipe, changed))
     if preset is not None and preset not in presets.data:
         problems.append(Problem(Place(source), unknown("preset", preset, presets.data)))
     for override in overrides:
@@ -93,6 +97,13 @@ def parse_recipe(
     if overrides:
         recipe, found = _check(tree)
         problems += found
+    if not problems:
+        problems += _contradictions(recipe, tree)
+        # An override can mend what the file says, so that presets answer only for what they add to it.
+        known = {problem.text for problem in _contradictions(base_recipe, base)}
+        for name, other, changed in others:
+            added = [problem for problem in _contradictions(other, changed) if problem.text not in known]
+            problems += [Problem(wrong.place, f"with preset {name!r}: {wrong.text}") for wrong in added]
     if problems or recipe is None:
         raise _refusal(problems, source)
     return recipe
@@ -115,6 +126,13 @@ def _refusal(problems: Sequence[Problem], source: str) -> RecipeError:
         f"{len(lines)} mistakes" if len(lines) <= _MOST else f"more than {_MOST} mistakes, the first of them"
     )
     return RecipeError(f"{many} in {source}:\n  " + "\n  ".join(lines[:_MOST]))
+
+
+def _contradictions(recipe: AnyRecipe | None, tree: Tree) -> list[Problem]:
+    """What contradicts itself in the recipe that `tree` says."""
+    if recipe is None:
+        return []
+    return [Problem(tree.place(wrong.keys), wrong.text) for wrong in contradictions(recipe)]
 
 
 def _no_presets(tree: Tree) -> list[Problem]:

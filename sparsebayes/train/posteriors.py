@@ -18,24 +18,24 @@ from torch import Tensor, nn
 
 from sparsebayes.api import SparseModel
 from sparsebayes.data import Loader
-from sparsebayes.errors import NumericsError, RecipeError
+from sparsebayes.errors import NumericsError
 from sparsebayes.groups import Grouping
 from sparsebayes.inference import NaturalGradient, Posterior
 from sparsebayes.inference.sampling import best_of, shuffled_candidates
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.masking import Masks, apply_masks_
-from sparsebayes.prune.pricing import EntryCosts, entry_costs, group_prices
+from sparsebayes.prune.pricing import EntryCosts
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe, TrainSection
 from sparsebayes.train.batch_norm import reestimate_
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.fit import Phase
 from sparsebayes.train.loaders import Loaders
-from sparsebayes.train.removal import Removal, choose_groups, cut, remove
+from sparsebayes.train.removal import Removal, choose_groups, cut, recipe_prices, remove
 from sparsebayes.train.seeding import derive_seed
 from sparsebayes.train.switched import Switched, make_posterior
 
-__all__ = ["check_posterior", "phase_and_settings", "remove_next"]
+__all__ = ["phase_and_settings", "remove_next"]
 
 
 Fit = Callable[[nn.Module, Phase, dict[str, Tensor], TrainSection], object]
@@ -45,38 +45,6 @@ _GENTLER = {
     "variational_dropout": "lower variational_dropout.length_scale or prior.strength",
     "natural_gradient": "raise natural_gradient.initial_precision or lower prior.strength",
 }
-
-
-def check_posterior(recipe: Recipe) -> None:
-    """Refuse options of the Laplace posterior beside another one, and sampling beside the Laplace posterior.
-
-    Raises:
-        RecipeError: An option that would be ignored.
-    """
-    prior, defaults = recipe.prior, type(recipe.prior)()
-    if recipe.posterior == "laplace":
-        if recipe.sampling != type(recipe.sampling)():
-            raise RecipeError(
-                "sampling draws from a posterior that is learned along with the weights, but posterior is laplace; "
-                "leave out sampling, or set posterior to variational_dropout or natural_gradient"
-            )
-        return
-    for name in ("scale", "rule", "joint"):
-        if getattr(prior, name) != getattr(defaults, name):
-            raise RecipeError(
-                f"prior.{name} belongs to the posterior laplace, but posterior is {recipe.posterior}; leave it out"
-            )
-    if recipe.prune.score != "evidence":
-        raise RecipeError(
-            f"prune.score is {recipe.prune.score}, which would ignore the posterior {recipe.posterior}; "
-            "set it to evidence, or posterior to laplace"
-        )
-    gaussian = recipe.natural_gradient
-    if recipe.posterior == "natural_gradient" and gaussian.initial_precision < gaussian.prior_precision:
-        raise RecipeError(
-            f"natural_gradient.initial_precision is {gaussian.initial_precision}, below prior_precision "
-            f"{gaussian.prior_precision}; data only add precision: lower one or raise the other"
-        )
 
 
 def phase_and_settings(recipe: Recipe, number: int) -> tuple[Phase, TrainSection]:
@@ -142,7 +110,8 @@ def remove_next(
             recipe, model, lineage, dense, plain, example, costs=costs, target=target, number=number
         )
     grouping, origin = lineage.grouping(dense)
-    posterior = _learned_(recipe, model, lineage, grouping, loaders, fit_, number)
+    prices = recipe_prices(recipe, model, grouping, example, costs)
+    posterior = _learned_(recipe, model, lineage, grouping, prices, loaders, fit_, number)
     sparse = SparseModel(model, grouping, example=example, num_data=plain.num_data)
     sparse.masks = Masks(lineage.masks) if lineage.masks else None
     generator = torch.Generator().manual_seed(derive_seed(recipe.seed, "draws", number))
@@ -166,14 +135,12 @@ def _learned_(
     model: nn.Module,
     lineage: Lineage,
     grouping: Grouping,
+    prices: Tensor | None,
     loaders: Loaders,
     fit_: Fit,
     number: int,
 ) -> Posterior:
     """Train the network with its switches drawn; the posterior that came of it."""
-    prices = None
-    if recipe.prior.price != "none":
-        prices = group_prices(grouping, entry_costs(model, loaders.example, recipe.prior.price))
     posterior = make_posterior(recipe, model, grouping, loaders.plain.num_data, prices)
     switched = Switched(model, grouping, posterior, loaders.example)
     phase, settings = phase_and_settings(recipe, number)

@@ -30,7 +30,7 @@ from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.distributed import check_same, own_images, same_scores
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["Removal", "choose_groups", "cut", "recipe_grouping", "remove", "write_evidence"]
+__all__ = ["Removal", "choose_groups", "cut", "recipe_grouping", "recipe_prices", "remove", "write_evidence"]
 
 MAX_HISTOGRAM = 100_000
 """Groups up to which the evidence of each is kept for the report's histogram."""
@@ -83,6 +83,28 @@ def recipe_grouping(recipe: Recipe, model: nn.Module, example: Tensor) -> Groupi
             for rule in recipe.groups
         ]
     )
+
+
+def recipe_prices(
+    recipe: Recipe, model: nn.Module, grouping: Grouping, example: Tensor, costs: EntryCosts
+) -> Tensor | None:
+    """Cost of each group relative to the mean group, in the unit that the recipe names.
+
+    Args:
+        recipe: `prior.price`.
+        model: The network as it stands.
+        grouping: G groups of its parameters.
+        example: One input.
+        costs: What the present cycle counts, which `prior.price: budget` takes as prices.
+
+    Returns:
+        Of shape ``[G]``; None if groups have no price.
+    """
+    if recipe.prior.price == "none":
+        return None
+    if recipe.prior.price != "budget":
+        costs = entry_costs(model, example, recipe.prior.price)
+    return group_prices(grouping, costs)
 
 
 def remove(
@@ -212,11 +234,7 @@ def _score(
     if kind == "taylor":
         count = -(-curvature.num_images // images.batch_size)
         return taylor_score(sparse.model, sparse.grouping, islice(images, count))
-    prices = None
-    if recipe.prior.price == "budget":
-        prices = group_prices(sparse.grouping, costs)
-    elif recipe.prior.price != "none":
-        prices = group_prices(sparse.grouping, entry_costs(sparse.model, example, recipe.prior.price))
+    prices = recipe_prices(recipe, sparse.model, sparse.grouping, example, costs)
     if recipe.prior.joint:
         rows = gate_rows(
             sparse.model,
@@ -228,10 +246,12 @@ def _score(
             seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
         )
         # The rows of an image add up to its curvature, however many draws there are.
-        matrix = torch.einsum("kng,knh->gh", rows.double(), rows.double())
+        rows = rows.double()
+        matrix = torch.einsum("kng,knh->gh", rows, rows)
         num_images = matrix.new_tensor(rows.shape[1])
         add_up_(matrix, num_images)
-        return joint_survival(matrix * (images.num_data / int(num_images)), prices).cpu()
+        # One group after the other, each decision read before the next: on a GPU that would be a wait for each group.
+        return joint_survival((matrix * (images.num_data / int(num_images))).cpu(), prices)
     posterior = sparse.update(
         own_images(images, curvature.num_images),
         strength=1.0,

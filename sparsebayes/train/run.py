@@ -14,17 +14,16 @@ from typing import Any
 import torch
 
 from sparsebayes.data import load
-from sparsebayes.errors import RecipeError
 from sparsebayes.launcher import launched
 from sparsebayes.prune.gating import check_gates
 from sparsebayes.recipe import AnyRecipe, Recipe, SearchRecipe
+from sparsebayes.recipe.contradictions import refuse_contradictions
 from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor
 from sparsebayes.train.distributed import in_turn, join, leave, lost_connections, shared_folder
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_
 from sparsebayes.train.interrupt import terminable
-from sparsebayes.train.posteriors import check_posterior
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import recipe_grouping
 from sparsebayes.train.results import results
@@ -69,17 +68,7 @@ def _run_compression(
     recipe: Recipe, out: Path | None, resume: Path | None, quiet: bool, overwrite: bool
 ) -> Path:
     """Check that the recipe can be carried out, and compress; the arguments are those of `run_recipe`."""
-    prior = recipe.prior
-    if prior.joint and (prior.scale != "switches" or prior.rule != "evidence"):
-        raise RecipeError(
-            f"prior.joint judges switches by evidence, but scale is {prior.scale} and rule is {prior.rule}; "
-            "set prior.joint to false, or the other two to switches and evidence"
-        )
-    if prior.price == "budget" and recipe.prune.budget is None:
-        raise RecipeError(
-            "prior.price is budget, but the recipe has none; set prune.budget, or prior.price to params or macs"
-        )
-    check_posterior(recipe)
+    refuse_contradictions(recipe)
     is_first = join(recipe)
     device = resolve_device(recipe.device)
     if recipe.threads is not None:

@@ -296,10 +296,11 @@ def test_bad_input_is_one_sentence(change: str, error: type[Exception], text: st
     assert not (Path("run") / "report.json").exists()
 
 
-@pytest.mark.parametrize("other", ["prior.scale=entries", "prior.rule=entropy"])
-def test_joint_evidence_is_refused_where_it_would_be_ignored(other: str) -> None:
-    with pytest.raises(RecipeError, match=r"prior\.joint judges switches by evidence"):
-        run_recipe(recipe("prior.joint=true", other), out=Path("run"), quiet=True)
+def test_a_recipe_that_contradicts_itself_is_refused_however_it_was_made() -> None:
+    sound = recipe()
+    wrong = sound.model_copy(update={"prior": sound.prior.model_copy(update={"price": "budget"})})
+    with pytest.raises(RecipeError, match=r"prior\.price is budget, but the recipe has none"):
+        run_recipe(wrong, out=Path("run"), quiet=True)
     assert not Path("run").exists()
 
 
