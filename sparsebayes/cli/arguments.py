@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from sparsebayes.errors import RecipeError, RunError
+from sparsebayes.files import write_atomically
 
 if TYPE_CHECKING:
     from sparsebayes.recipe import AnyRecipe
@@ -108,11 +108,4 @@ def write(path: Path, text: str, overwrite: bool) -> None:
     """Write a whole file or nothing."""
     if path.exists() and not overwrite:
         raise RunError(f"{str(path)!r} exists already; give another name, or --overwrite")
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise RunError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+    write_atomically(path, text)

@@ -9,6 +9,7 @@ import click
 from sparsebayes.cli import arguments
 from sparsebayes.cli.program import main
 from sparsebayes.errors import RunError
+from sparsebayes.files import make_folder
 
 __all__ = ["bench", "export", "report"]
 
@@ -137,10 +138,7 @@ def bench(
         click.echo(busy, err=True)
     target = out if out is not None else targets[0] if len(targets) == 1 and targets[0].is_dir() else None
     if target is not None:
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make the folder {target}: {error.strerror or error}") from None
+        make_folder(target)
         page = write_timings(rows, target, f"Timings of {', '.join(path.name for path in targets)}")
         click.echo(f"timings: {page}")
 

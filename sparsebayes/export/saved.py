@@ -18,6 +18,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError, RunError, one_line
+from sparsebayes.files import make_folder, write_atomically
 from sparsebayes.models import build
 from sparsebayes.prune.architecture import Architecture, architecture_of, named_tensors
 from sparsebayes.prune.reshaping import reshape_
@@ -60,13 +61,11 @@ def save_model(directory: str | Path, model: nn.Module, architecture: Architectu
     }
     folder = Path(directory)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / WEIGHTS_FILE, safetensors_bytes(tensors))
-        _write(folder / ARCHITECTURE_FILE, architecture.to_json().encode())
-    except OSError as cause:
-        raise RunError(
-            f"cannot write the model to {folder}: {cause.strerror}; choose another folder"
-        ) from cause
+        make_folder(folder)
+        write_atomically(folder / WEIGHTS_FILE, safetensors_bytes(tensors))
+        write_atomically(folder / ARCHITECTURE_FILE, architecture.to_json())
+    except RunError as cause:
+        raise RunError(f"cannot write the model to {folder} ({cause}); choose another folder") from cause
 
 
 def load_model(directory: str | Path) -> nn.Module:
@@ -139,13 +138,6 @@ def _read(path: Path, architecture: Architecture) -> dict[str, Tensor]:
                 f"shape {list(stated[0])} in {ARCHITECTURE_FILE}; the files are of different runs"
             )
     return tensors
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write beside and rename, so that a reader never meets half a file."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(content)
-    beside.replace(path)
 
 
 def _first_difference(actual: Architecture, stated: Architecture) -> str:

@@ -15,6 +15,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from sparsebayes.errors import RunError
+from sparsebayes.files import write_atomically
 from sparsebayes.groups.grouping import Grouping, Labels, Quota
 from sparsebayes.prune.cutting import Kept, is_gone
 
@@ -61,7 +62,7 @@ class Lineage:
         return carry_grouping(dense, self.kept, self.on)
 
     def save(self, path: Path) -> None:
-        """Write as safetensors: beside, then renamed, so that a kill leaves the old file or the new one.
+        """Write as safetensors, whole or not at all.
 
         Raises:
             RunError: If the folder cannot be written.
@@ -70,12 +71,7 @@ class Lineage:
         tensors.update({f"mask/{name}": mask.to("cpu", torch.uint8) for name, mask in self.masks.items()})
         for name, dims in self.kept.items():
             tensors.update({f"kept/{dim}/{name}": positions.cpu() for dim, positions in dims.items()})
-        beside = path.with_name(path.name + ".part")
-        try:
-            beside.write_bytes(safetensors_bytes({name: t.contiguous() for name, t in tensors.items()}))
-            beside.replace(path)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}") from None
+        write_atomically(path, safetensors_bytes({name: t.contiguous() for name, t in tensors.items()}))
 
     @staticmethod
     def load(path: Path) -> Lineage:

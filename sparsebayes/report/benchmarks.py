@@ -24,8 +24,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from sparsebayes.errors import RunError
+from sparsebayes.files import write_atomically
 from sparsebayes.report import markdown
-from sparsebayes.report.files import parse_json, read_text, write_text
+from sparsebayes.report.files import parse_json, read_text
 
 __all__ = [
     "Benchmark",
@@ -185,7 +186,7 @@ def write_rows(
         "command": command,
         "git_commit": git_commit,
     }
-    write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_benchmark(path: Path) -> Benchmark:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparsebayes.errors import RunError
+from sparsebayes.files import write_atomically
 from sparsebayes.report.charts import Figure, trade_off_dots
-from sparsebayes.report.files import read_text, recipe_values, write_text
+from sparsebayes.report.files import read_text, recipe_values
 from sparsebayes.report.pages import page
 from sparsebayes.report.records import Run, read_run
 from sparsebayes.report.summary import count, milliseconds, percent, ratio, size
@@ -58,7 +59,7 @@ def write_comparison(run_dirs: Sequence[Path], target: Path, *, overwrite: bool 
         raise RunError(f"{target} exists and is no comparison of ours; give another --out, or --overwrite")
     if not target.parent.is_dir():
         raise RunError(f"expected an existing folder for {target}, got {target.parent}, which is none")
-    write_text(target, render_comparison(runs))
+    write_atomically(target, render_comparison(runs))
     return target
 
 

@@ -1,12 +1,10 @@
-"""Text in and out of folders: whole files only, and one sentence when a file is absent or damaged.
+"""Text out of run folders, and one sentence when a file is absent or damaged.
 
 >>> model = parse_json(Report, read_text(folder / "report.json"), folder / "report.json")
->>> write_text(folder / "report.md", "# LeNet-5")          # appears whole, or not at all
 """
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sparsebayes.errors import RunError
 
-__all__ = ["parse_json", "parse_json_lines", "read_text", "recipe_values", "write_text"]
+__all__ = ["parse_json", "parse_json_lines", "read_text", "recipe_values"]
 
 MAX_COMPLAINTS = 3  # of a file with many faults the first few tell enough
 
@@ -43,25 +41,6 @@ def read_text(path: Path) -> str:
         raise RunError(f"{path} is damaged: it is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror or error})") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file so that a reader sees the old text or the new one, never a part.
-
-    Args:
-        path: the file; its folder exists.
-        text: what it holds afterwards.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-            draft = Path(folder) / "draft"
-            draft.write_text(text, encoding="utf-8", newline="\n")
-            draft.replace(path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 def parse_json(kind: type[Parsed], text: str, where: Path) -> Parsed:

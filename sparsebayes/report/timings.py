@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sparsebayes.export.sweep import Timing
+from sparsebayes.files import write_atomically
 from sparsebayes.report.charts import Figure
-from sparsebayes.report.files import write_text
 from sparsebayes.report.pages import page
 from sparsebayes.report.provenance import busy_note, library_versions, machine_hardware
 from sparsebayes.report.summary import milliseconds, ratio, size
@@ -73,7 +73,7 @@ def write_timings(rows: Sequence[Timing], folder: Path, title: str) -> Path:
         "note": busy,
         "rows": [{**asdict(row), "throughput": row.throughput} for row in rows],
     }
-    write_text(folder / "bench.json", json.dumps(record, indent=1) + "\n")
+    write_atomically(folder / "bench.json", json.dumps(record, indent=1) + "\n")
     target = folder / "bench.html"
     content = page(
         "timings",
@@ -85,7 +85,7 @@ def write_timings(rows: Sequence[Timing], folder: Path, title: str) -> Path:
         note=busy,
         machine=[("processor", hardware), *versions.items()],
     )
-    write_text(target, content)
+    write_atomically(target, content)
     return target
 
 

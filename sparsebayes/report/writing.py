@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from sparsebayes.files import write_atomically
 from sparsebayes.report import markdown
 from sparsebayes.report.cells import cell_figures
 from sparsebayes.report.charts import (
@@ -26,7 +27,6 @@ from sparsebayes.report.charts import (
     pareto_figures,
     width_figure,
 )
-from sparsebayes.report.files import write_text
 from sparsebayes.report.guided import sampling_figures
 from sparsebayes.report.pages import page
 from sparsebayes.report.records import ParetoPoint, Run, read_run
@@ -81,8 +81,8 @@ def write_report(run_dir: Path) -> Path:
     """
     run = read_run(Path(run_dir))
     target = run.folder / "report.html"
-    write_text(run.folder / "report.md", render_markdown(run))
-    write_text(target, render_html(run))
+    write_atomically(run.folder / "report.md", render_markdown(run))
+    write_atomically(target, render_html(run))
     return target
 
 

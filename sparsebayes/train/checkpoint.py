@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,33 +17,14 @@ from typing import Any
 import torch
 
 from sparsebayes.errors import RunError
+from sparsebayes.files import write_atomically
 
-__all__ = ["phase_state", "read_checkpoint", "remove_checkpoints", "write_atomically", "write_checkpoint"]
+__all__ = ["phase_state", "read_checkpoint", "remove_checkpoints", "write_checkpoint"]
 
 VERSION = 2
 HEAD = "sparsebayes checkpoint"
 MOST_HEAD = 200
 """Bytes within which the first line ends."""
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that readers see the old content or the new, never a part.
-
-    Raises:
-        RunError: If the folder cannot be written or the disk is full.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -55,19 +35,14 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         state: Tensors, numbers, strings, lists and dictionaries only.
 
     Raises:
-        RunError: If the folder cannot be written or the disk is full.
+        RunError: If the folder cannot be written or the disk is full; then both are as they were.
     """
     # In memory first: an interruption inside torch.save surfaces as an error of the file, not of the interruption.
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getvalue()
     head = f"{HEAD} {VERSION} {_digest(content)}\n".encode()
-    if path.is_file():
-        try:
-            path.replace(_earlier(path))
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}") from None
-    write_atomically(path, head + content)
+    write_atomically(path, head + content, keep=_earlier(path))
 
 
 def remove_checkpoints(path: Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sparsebayes.cost import cost
 from sparsebayes.export.saved import load_model, save_model
+from sparsebayes.files import make_folder
 from sparsebayes.groups import Grouping
 from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.prune.carry import Lineage
@@ -344,7 +345,7 @@ class Compressor:
 
     def _save_network(self, point: int, model: nn.Module, lineage: Lineage) -> None:
         folder = self.point_folder(point)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         section = self.recipe.model
         save_model(folder, model, architecture_of(model, builder=section.name, options=section.options))
         lineage.save(folder / "lineage.safetensors")

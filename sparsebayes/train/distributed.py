@@ -37,6 +37,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsebayes.data.loader import Loader
 from sparsebayes.errors import RecipeError, RunError, SparseBayesError, one_line
+from sparsebayes.files import make_folder, write_atomically
 from sparsebayes.launcher import launched
 from sparsebayes.recipe import AnyRecipe, SearchRecipe
 from sparsebayes.train.evaluation import Evaluation, evaluate
@@ -194,8 +195,8 @@ def shared_folder(open_folder: Callable[[], Path]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sparsebayes-process-") as name:
         for path, data in files.items():
             file = Path(name) / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data.numpy().tobytes())
+            make_folder(file.parent)
+            write_atomically(file, data.numpy().tobytes())
         yield Path(name)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from torch import Tensor
 from sparsebayes.data import Dataset, Images, Loader, load
 from sparsebayes.errors import RunError
 from sparsebayes.export import classify, compare_latency, export_onnx, load_model, quantize_onnx
+from sparsebayes.files import copy_file, make_folder, write_atomically
 from sparsebayes.report.summary import milliseconds, percent, ratio, size
-from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.folder import recorded_recipe
 from sparsebayes.train.front import choose, read_front
 from sparsebayes.train.seeding import derive_seed
@@ -63,13 +62,13 @@ def export_point(
     model = load_model(run_dir / "points" / str(number))
     example = example_of(load(recipe.data.name, root=recipe.data.root), torch.device("cpu"))
     try:
-        target.mkdir(parents=True, exist_ok=True)
         for name in EXPORTED:
             (target / name).unlink(missing_ok=True)  # of another point, they would not belong together
-        for name in ("model.safetensors", "architecture.json"):
-            shutil.copyfile(run_dir / "points" / str(number) / name, target / name)
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror or error}") from None
+    make_folder(target)
+    for name in ("model.safetensors", "architecture.json"):
+        copy_file(run_dir / "points" / str(number) / name, target / name)
     export_onnx(model, example, target / "model.onnx", legacy=legacy)
     return target
 

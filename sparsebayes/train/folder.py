@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsebayes.errors import RunError
+from sparsebayes.files import write_atomically
 from sparsebayes.recipe import AnyRecipe, dump_recipe, parse_recipe
-from sparsebayes.train.checkpoint import write_atomically
 
 __all__ = ["mend_lines_", "open_folder", "read_seconds", "recorded_recipe", "settle_lines_"]
 

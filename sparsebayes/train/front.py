@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebayes.errors import RunError
-from sparsebayes.train.checkpoint import write_atomically
+from sparsebayes.files import write_atomically
 
 __all__ = ["Point", "band_limit", "choose", "read_front", "write_front"]
 

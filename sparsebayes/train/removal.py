@@ -18,6 +18,7 @@ from sparsebayes.api import SparseModel
 from sparsebayes.curvature import gate_rows
 from sparsebayes.curvature.workers import add_up_
 from sparsebayes.data import Loader
+from sparsebayes.files import make_folder, write_atomically
 from sparsebayes.groups import Grouping, concatenate, make_grouping
 from sparsebayes.inference.joint import joint_survival
 from sparsebayes.prune.carry import Lineage
@@ -26,7 +27,6 @@ from sparsebayes.prune.pricing import EntryCosts, entry_costs, group_prices, sel
 from sparsebayes.prune.scores import magnitude_score, random_score, taylor_score
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe
-from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.distributed import check_same, own_images, same_scores
 from sparsebayes.train.seeding import derive_seed
 
@@ -61,7 +61,7 @@ def write_evidence(removal: Removal, folder: Path) -> None:
     """
     if removal.selection.num_groups <= MAX_HISTOGRAM:
         evidence = (removal.survives / (removal.selection.strength or 1.0)).tolist()
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomically(folder / "evidence.json", json.dumps({"evidence": evidence}))
 
 

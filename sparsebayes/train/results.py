@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ import sparsebayes
 from sparsebayes.cost import cost
 from sparsebayes.data import Loader
 from sparsebayes.export import check_onnx, compare_latency, export_onnx
+from sparsebayes.files import copy_file, write_atomically
 from sparsebayes.groups import Grouping, trace_units
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe import Recipe
 from sparsebayes.report.provenance import library_versions, machine_hardware
 from sparsebayes.train.budget import budget_outcome
-from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.front import Point
@@ -40,7 +39,7 @@ def results(
     for name in ("model.safetensors", "architecture.json", "evidence.json"):
         source = compressor.point_folder(chosen.point) / name
         if source.is_file():
-            shutil.copyfile(source, folder / name)
+            copy_file(source, folder / name)
     selection = _selection(recipe_grouping(recipe, dense, loaders.example), lineage, chosen.strength)
     write_atomically(folder / "selection.json", selection.to_json())
     networks = {"dense": dense, "compact": compact}

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from sparsebayes.data import load
+from sparsebayes.files import append_line, write_atomically
 from sparsebayes.launcher import launched
 from sparsebayes.prune.gating import check_gates
 from sparsebayes.recipe import AnyRecipe, Recipe, SearchRecipe
 from sparsebayes.recipe.contradictions import refuse_contradictions
 from sparsebayes.report import read_report, summary_line, write_report
-from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor
 from sparsebayes.train.distributed import in_turn, join, leave, lost_connections, shared_folder
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_
@@ -29,6 +29,7 @@ from sparsebayes.train.removal import recipe_grouping
 from sparsebayes.train.results import results
 from sparsebayes.train.search_run import run_search
 from sparsebayes.train.setup import check_model, make_builder, make_loaders, resolve_device
+from sparsebayes.train.trouble import machine_trouble
 
 __all__ = ["run_recipe"]
 
@@ -57,7 +58,7 @@ def run_recipe(
         SparseBayesError: In one sentence: what was expected, what came, what to do.
         KeyboardInterrupt: If interrupted; the folder can then be resumed.
     """
-    with lost_connections():
+    with machine_trouble(), lost_connections():
         if isinstance(recipe, SearchRecipe):
             join(recipe)  # refuses many processes
             return run_search(recipe, out=out, resume=resume, quiet=quiet, overwrite=overwrite)
@@ -89,8 +90,7 @@ def _run_compression(
         mend_lines_(metrics)
 
         def record(row: dict[str, Any]) -> None:
-            with metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_line(metrics, json.dumps(row))
 
         compressor = Compressor(recipe, loaders, make, folder, record, reporter)
         compressor.seconds.update(read_seconds(folder))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 import sparsebayes
 from sparsebayes.cost import cost
 from sparsebayes.export import check_onnx, compare_latency, export_onnx
+from sparsebayes.files import copy_file, write_atomically
 from sparsebayes.nas.genotype import Genotype
 from sparsebayes.nas.tabular import BenchTable
 from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.report.provenance import library_versions, machine_hardware
-from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.search import WithSwitches
 from sparsebayes.train.search_setup import Setting
@@ -43,7 +42,7 @@ def search_results(
     """
     recipe, loaders = setting.recipe, setting.loaders
     for name in ("model.safetensors", "architecture.json"):
-        shutil.copyfile(folder / "found" / name, folder / name)
+        copy_file(folder / "found" / name, folder / name)
     report: dict[str, Any] = {"name": recipe.name, "task": recipe.task}
     networks = {"dense": WithSwitches(setting.supernet, switches), "compact": network}
     for name, model in networks.items():

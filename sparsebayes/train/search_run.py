@@ -15,6 +15,7 @@ from typing import Any, TypeVar, final
 import torch
 
 from sparsebayes.export.saved import load_model, save_model
+from sparsebayes.files import append_line, write_atomically
 from sparsebayes.nas.decision import Decided
 from sparsebayes.nas.draw import draw_cell
 from sparsebayes.nas.genotype import Genotype, Op
@@ -22,7 +23,6 @@ from sparsebayes.nas.network import build_network, inherit_
 from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.report import read_report, summary_line, write_report
-from sparsebayes.train.checkpoint import write_atomically
 from sparsebayes.train.compress import Compressor
 from sparsebayes.train.fit import Epoch
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_
@@ -126,8 +126,7 @@ class _SearchRun:
         return report
 
     def _record(self, row: dict[str, Any]) -> None:
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self._metrics, json.dumps(row))
 
     def _timed(self, name: str, work: Callable[[], Result]) -> Result:
         start = time.perf_counter()

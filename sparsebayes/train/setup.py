@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -104,19 +105,39 @@ def check_model(model: nn.Module, loaders: Loaders, num_classes: int) -> None:
         raise ModelError(
             "the model has no parameters to train; give a network with weights that require gradients"
         )
-    images, labels = next(iter(loaders.heldout))
+    images, labels = next(iter(loaders.plain))
+    some = min(2, loaders.train.batch_size)
+    images, labels = images[:some], torch.zeros_like(labels[:some])
     try:
         with torch.no_grad():
-            logits = model.eval()(images[:2])
+            logits = model.eval()(images)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # the user's own code may raise anything
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise DataError(
-            f"the model does not accept images of shape {list(images.shape[1:])} ({reason}); "
+            f"the model does not accept images of shape {list(images.shape[1:])} ({_reason(error)}); "
             "choose model and data that belong together"
         ) from None
-    check_logits(logits, torch.zeros_like(labels[:2]))
+    check_logits(logits, labels)
     if logits.shape[1] < num_classes:
         raise DataError(
             f"the data have {num_classes} classes, but the model has {logits.shape[1]} outputs; "
             "set model.options.num_classes"
         )
+    try:
+        trained = copy.deepcopy(model).train()
+        with torch.no_grad(), torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
+            logits = trained(images)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # as above
+        raise ModelError(
+            f"the model takes images of shape {list(images.shape[1:])} in evaluation mode, but fails in training mode "
+            f"({_reason(error)}); make it a network that can be copied and trained, or raise data.batch_size"
+        ) from None
+    check_logits(logits, labels)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what the user's code raised."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0]

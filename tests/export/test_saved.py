@@ -147,7 +147,9 @@ def test_a_folder_that_cannot_be_written_is_named(
     tmp_path: Path, saved: tuple[nn.Module, Architecture]
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot write the model to .*file: .*; choose another folder"):
+    with pytest.raises(
+        RunError, match=r"cannot write the model to .*file \(cannot write .*\); choose another folder"
+    ):
         save_model(tmp_path / "file", *saved)
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from sparsebayes.errors import RunError
+from sparsebayes.files import write_atomically
 from sparsebayes.train.checkpoint import (
     phase_state,
     read_checkpoint,
     remove_checkpoints,
-    write_atomically,
     write_checkpoint,
 )
 
@@ -118,6 +118,22 @@ def test_unwritable_folder_is_one_sentence(tmp_path) -> None:
         write_atomically(tmp_path / "absent" / "file.json", "{}")
     with pytest.raises(RunError, match="cannot write"):
         write_checkpoint(tmp_path / "absent" / "checkpoint.pt", {})
+
+
+def test_a_full_disk_costs_neither_of_two_checkpoints(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint.pt"
+    for epoch in (1, 2):
+        write_checkpoint(path, {"epoch": epoch})
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"cannot write .*checkpoint\.pt: No space left on device"):
+        write_checkpoint(path, {"epoch": 3})
+    assert read_checkpoint(path)["epoch"] == 2
+    assert read_checkpoint(tmp_path / "checkpoint.earlier.pt")["epoch"] == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint.earlier.pt", "checkpoint.pt"]
 
 
 def test_failed_write_keeps_the_old_content(tmp_path) -> None:

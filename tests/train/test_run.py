@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import sparsebayes
-from sparsebayes.errors import DataError, NumericsError, RecipeError, RunError
+from sparsebayes.errors import DataError, ModelError, NumericsError, RecipeError, RunError
 from sparsebayes.prune import Selection
 from sparsebayes.recipe import Recipe, parse_recipe
-from sparsebayes.train import phase_checkpoints, run
+from sparsebayes.train import compress, phase_checkpoints, run
 from sparsebayes.train.export import export_point, quantize_export
 from sparsebayes.train.folder import mend_lines_, settle_lines_
 from sparsebayes.train.front import read_front
@@ -49,6 +49,17 @@ class Net(nn.Module):
     def forward(self, x):
         x = torch.max_pool2d(torch.relu(self.conv(x)), 2)
         return self.out(torch.relu(self.hidden(torch.flatten(x, 1))))
+
+class Untrainable(Net):
+    def forward(self, x):
+        if self.training:
+            raise ValueError("no such thing")
+        return super().forward(x)
+
+class Pair(Net):
+    def forward(self, x):
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
 
 class Wide(Net):
     def forward(self, x):
@@ -285,6 +296,12 @@ def test_folders_that_cannot_be_used() -> None:
         ("data.holdout=300", DataError, "holdout must be between 1 and 299"),
         ("data.name=tiny_task:bad_labels", DataError, "the model has 3 outputs"),
         ("model.name=tiny_task:Wide", DataError, r"does not accept images of shape \[1, 8, 8\]"),
+        (
+            "model.name=tiny_task:Untrainable",
+            ModelError,
+            r"in evaluation mode, but fails in training mode \(no such thing\)",
+        ),
+        ("model.name=tiny_task:Pair", ModelError, r"expected logits of shape \[2, classes\] .*, got tuple"),
         ("train.lr=99", NumericsError, "collapsed in phase 'pretrain'"),
         ("groups={rule: units, include: [nothing]}", sparsebayes.SparseBayesError, "found nothing to group"),
     ],
@@ -302,6 +319,41 @@ def test_a_recipe_that_contradicts_itself_is_refused_however_it_was_made() -> No
     with pytest.raises(RecipeError, match=r"prior\.price is budget, but the recipe has none"):
         run_recipe(wrong, out=Path("run"), quiet=True)
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "text"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            r"memory is full \(CUDA out .*lower data\.batch_size",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: x"), "memory is full .*lower data"),
+        (MemoryError(), r"memory is full \(no message\)"),
+        (
+            OSError(28, "No space left on device", "here"),
+            r"cannot go on \(here: No space left on device\); put that",
+        ),
+    ],
+)
+def test_trouble_with_the_machine_is_one_sentence(
+    trouble: Exception, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(compress, "fit_", fail)
+    with pytest.raises(RunError, match=text):
+        run_recipe(recipe(), out=Path("run"), quiet=True)
+
+
+def test_mistakes_of_our_own_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("unexpected")
+
+    monkeypatch.setattr(compress, "fit_", fail)
+    with pytest.raises(RuntimeError, match=r"^unexpected$"):
+        run_recipe(recipe(), out=Path("run"), quiet=True)
 
 
 def test_absent_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
