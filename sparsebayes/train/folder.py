@@ -10,9 +10,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from sparsebayes.errors import RunError
+from sparsebayes.errors import RecipeError, RunError
 from sparsebayes.files import write_atomically
 from sparsebayes.recipe import AnyRecipe, dump_recipe, parse_recipe
+from sparsebayes.train.lock import LOCK_FILE, refuse_running
 
 __all__ = ["mend_lines_", "open_folder", "read_seconds", "recorded_recipe", "settle_lines_"]
 
@@ -20,7 +21,8 @@ WRITTEN = (
     *("recipe.yaml", "metrics.jsonl", "pareto.json", "points", "seconds.json"),
     *("selection.json", "evidence.json", "environment.json", "report.json", "report.md", "report.html"),
     *("model.safetensors", "architecture.json", "model.onnx", "dense.onnx", "export-*", "*.part"),
-    *("genotype.json", "switches.json", "cell-*.svg", "found"),
+    *("genotype.json", "switches.json", "cell-*.svg", "found", "bench.html", "bench.json", LOCK_FILE),
+    *(".model.onnx-*", ".dense.onnx-*"),  # folders that a kill in the middle of an export leaves behind
     *("checkpoint*.pt", "posterior*.pt", "search*.pt", "retrain*.pt"),
 )
 """Patterns of what a run, its report and its exports write: all that overwriting may delete."""
@@ -38,11 +40,12 @@ def open_folder(recipe: AnyRecipe, out: Path | None, resume: Path | None, overwr
                 f"{resume} was made by another recipe or with other overrides: {'; '.join(different[:3])}{more}; "
                 "resume it with the same ones"
             )
+        refuse_running(resume)
         return resume
     folder = out or Path(recipe.out) / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
     try:
         if folder.exists() and any(folder.iterdir()) if folder.is_dir() else folder.exists():
-            if not (overwrite and all((folder / name).is_file() for name in ("recipe.yaml", "seconds.json"))):
+            if not (overwrite and _is_run(folder)):
                 raise RunError(
                     f"{folder} exists already; give another --out, --overwrite a run there, or --resume it"
                 )
@@ -52,12 +55,30 @@ def open_folder(recipe: AnyRecipe, out: Path | None, resume: Path | None, overwr
                     f"{folder} holds {foreign[0]!r}, which no run writes and --overwrite would delete; "
                     "move it away, or give another --out"
                 )
+            refuse_running(folder)
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "recipe.yaml", dump_recipe(recipe))
     except OSError as error:
         raise RunError(f"cannot write the run folder {folder}: {error.strerror or error}") from None
     return folder
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run has begun here, however early it was killed; a folder with a recipe of the user's own is none."""
+    names = [path.name for path in folder.iterdir()]
+    if all(fnmatch(name, ".recipe.yaml.*.part") for name in names):  # killed while it wrote its first file
+        return True
+    if not (folder / "recipe.yaml").is_file():
+        return False
+    if (folder / "seconds.json").is_file():
+        return True
+    try:
+        recipe = recorded_recipe(folder)
+    except (RunError, RecipeError):
+        return False
+    # A run writes every default out, which no person does.
+    return (folder / "recipe.yaml").read_text(encoding="utf-8") == dump_recipe(recipe)
 
 
 def _is_written(name: str) -> bool:

@@ -24,6 +24,7 @@ from sparsebayes.train.compress import Compressor
 from sparsebayes.train.distributed import in_turn, join, leave, lost_connections, shared_folder
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_
 from sparsebayes.train.interrupt import terminable
+from sparsebayes.train.lock import locked
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import recipe_grouping
 from sparsebayes.train.results import results
@@ -84,7 +85,7 @@ def _run_compression(
     if recipe.posterior != "laplace":
         check_gates(grouping)
     opened = shared_folder(lambda: open_folder(recipe, out, resume or _begun(out), overwrite))
-    with opened as folder, Reporter(quiet=quiet or not is_first) as reporter, terminable():
+    with opened as folder, locked(folder), Reporter(quiet=quiet or not is_first) as reporter, terminable():
         reporter.line(f"run folder {folder}")
         metrics = folder / "metrics.jsonl"
         mend_lines_(metrics)

@@ -27,6 +27,7 @@ from sparsebayes.train.compress import Compressor
 from sparsebayes.train.fit import Epoch
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_
 from sparsebayes.train.interrupt import terminable
+from sparsebayes.train.lock import locked
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.random_search import random_search
 from sparsebayes.train.results import results
@@ -71,7 +72,7 @@ def run_search(
     """
     setting = set_up(recipe)
     folder = open_folder(recipe, out, resume, overwrite)
-    with Reporter(quiet=quiet) as reporter, terminable():
+    with locked(folder), Reporter(quiet=quiet) as reporter, terminable():
         reporter.line(f"run folder {folder}")
         run = _SearchRun(setting, folder, reporter)
         try:

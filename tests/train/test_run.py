@@ -12,11 +12,12 @@ import torch
 import sparsebayes
 from sparsebayes.errors import DataError, ModelError, NumericsError, RecipeError, RunError
 from sparsebayes.prune import Selection
-from sparsebayes.recipe import Recipe, parse_recipe
+from sparsebayes.recipe import Recipe, dump_recipe, parse_recipe
 from sparsebayes.train import compress, phase_checkpoints, run
 from sparsebayes.train.export import export_point, quantize_export
-from sparsebayes.train.folder import mend_lines_, settle_lines_
+from sparsebayes.train.folder import mend_lines_, open_folder, settle_lines_
 from sparsebayes.train.front import read_front
+from sparsebayes.train.lock import locked
 from sparsebayes.train.run import run_recipe
 
 USER_CODE = """
@@ -287,6 +288,51 @@ def test_folders_that_cannot_be_used() -> None:
     Path("file").write_text("")
     with pytest.raises(RunError, match="cannot write the run folder"):
         run_recipe(quick, out=Path("file/run"), quiet=True)
+
+
+def test_a_run_in_progress_is_neither_resumed_nor_overwritten() -> None:
+    quick = recipe("export.onnx=false", "train.cycles.count=1", "train.pretrain.epochs=1")
+    folder = run_recipe(quick, out=Path("run"), quiet=True)
+    before = (folder / "report.json").read_bytes()
+    with locked(folder):
+        for options in ({"resume": folder}, {"out": folder, "overwrite": True}):
+            with pytest.raises(RunError, match="is being worked on by process"):
+                run_recipe(quick, quiet=True, **options)
+    assert (folder / "report.json").read_bytes() == before
+    assert not (folder / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"recipe.yaml": "ours", "metrics.jsonl": ""},
+        {"recipe.yaml": "ours", "seconds.json": "{}", "bench.html": "", "bench.json": ""},
+        {
+            "recipe.yaml": "ours",
+            ".report.json.77.part": "",
+            ".model.onnx-x1/draft": "",
+            ".lock": "",
+            "found/x": "",
+        },
+        {".recipe.yaml.77.part": ""},
+    ],
+)
+def test_what_a_kill_leaves_behind_can_be_overwritten(left: dict[str, str], tmp_path: Path) -> None:
+    quick = recipe()
+    for name, text in left.items():
+        (Path("run") / name).parent.mkdir(parents=True, exist_ok=True)
+        (Path("run") / name).write_text(dump_recipe(quick) if text == "ours" else text)
+    open_folder(quick, Path("run"), None, overwrite=True)
+    assert [path.name for path in Path("run").iterdir()] == ["recipe.yaml"]
+
+
+def test_a_folder_with_a_recipe_of_the_users_own_is_not_overwritten() -> None:
+    Path("mine").mkdir()
+    for text in (RECIPE, "no recipe"):
+        Path("mine/recipe.yaml").write_text(text)
+        with pytest.raises(RunError, match="mine exists already"):
+            open_folder(recipe(), Path("mine"), None, overwrite=True)
+        assert Path("mine/recipe.yaml").read_text() == text
 
 
 @pytest.mark.parametrize(
