@@ -192,6 +192,20 @@ def test_weights_and_posterior_are_saved_and_loaded_together(name: str) -> None:
     assert torch.equal(first.eval()(images), second.eval()(images))
 
 
+def test_a_posterior_goes_on_where_sums_are_rounded_otherwise() -> None:
+    model, grouping = small()
+    scales = [50.0, 50.0 * (1 + 1e-12)]
+    first, second = (
+        Switched(model, grouping, VariationalDropout(6, num_data=100, length_scale=scale), torch.randn(2, 4))
+        for scale in scales
+    )
+    first.posterior.update_(torch.full((6,), 0.5), torch.ones(6))
+    second.load_state_dict(first.state_dict())
+    got, expected = second.posterior.state_dict(), first.posterior.state_dict()
+    assert torch.equal(got["logits"], expected["logits"]) and got["num_updates"] == 1
+    assert got["length_scale"] == pytest.approx(scales[1], rel=1e-14)
+
+
 def test_the_step_sees_the_gradient_at_the_draw_and_weights_decay_by_their_probability() -> None:
     model, grouping = small()
     posterior = VariationalDropout(6, num_data=10, length_scale=2.0, initial=torch.linspace(0.1, 0.8, 6))
