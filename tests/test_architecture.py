@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import what stands in an earlier row, and its own folder.
 ORDER = [
     {"errors"},
-    {"torchvision_compat", "user_code", "launcher", "networks", "files"},
+    {"torchvision_compat", "user_code", "launcher", "networks", "files", "words"},
     {"cost"},
     {"layers"},
     {"groups"},

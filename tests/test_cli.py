@@ -484,3 +484,18 @@ def test_what_only_reads_recipes_does_not_import_torch(arguments):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout
+
+
+def test_validate_loads_nothing_that_it_does_not_need(calls):
+    """What it waits for is PyTorch; the tracer, searches, reports and exporters are for runs."""
+    code = (
+        "import sys; from sparsebayes.cli import main; main(['validate', 'quickstart'], standalone_mode=False); "
+        "print(*sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "estimate   about" in done.stdout
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "torch" in loaded and "sparsebayes.train.estimate" in loaded
+    unwanted = ("sparsebayes.nas", "sparsebayes.groups", "sparsebayes.curvature", "sparsebayes.report")
+    unwanted += ("sparsebayes.export", "jinja2", "torchvision", "onnx", "onnxruntime")
+    assert [name for name in loaded if name.startswith(unwanted)] == []

@@ -17,7 +17,6 @@ from markupsafe import Markup
 
 from sparsebayes.report.files import recipe_values
 from sparsebayes.report.records import MetricsRecord, ParetoPoint, Run
-from sparsebayes.report.summary import count, percent, strength_text
 from sparsebayes.report.svg import (
     Band,
     Dot,
@@ -29,6 +28,7 @@ from sparsebayes.report.svg import (
     scatter_chart,
     share_bars,
 )
+from sparsebayes.words import count, percent, strength_text
 
 __all__ = [
     "Figure",

@@ -16,8 +16,8 @@ from sparsebayes.report.charts import Figure, trade_off_dots
 from sparsebayes.report.files import read_text, recipe_values
 from sparsebayes.report.pages import page
 from sparsebayes.report.records import Run, read_run
-from sparsebayes.report.summary import count, milliseconds, percent, ratio, size
 from sparsebayes.report.svg import Series, scatter_chart
+from sparsebayes.words import count, milliseconds, percent, ratio, size
 
 __all__ = ["render_comparison", "write_comparison"]
 

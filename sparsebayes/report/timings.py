@@ -18,8 +18,8 @@ from sparsebayes.files import write_atomically
 from sparsebayes.report.charts import Figure
 from sparsebayes.report.pages import page
 from sparsebayes.report.provenance import busy_note, library_versions, machine_hardware
-from sparsebayes.report.summary import milliseconds, ratio, size
 from sparsebayes.report.svg import Dot, Series, scatter_chart
+from sparsebayes.words import milliseconds, ratio, size
 
 __all__ = ["timing_table", "write_timings"]
 

@@ -30,15 +30,8 @@ from sparsebayes.report.charts import (
 from sparsebayes.report.guided import sampling_figures
 from sparsebayes.report.pages import page
 from sparsebayes.report.records import ParetoPoint, Run, read_run
-from sparsebayes.report.summary import (
-    comparison_rows,
-    count,
-    duration,
-    percent,
-    ratio,
-    strength_text,
-    summary_line,
-)
+from sparsebayes.report.summary import comparison_rows, summary_line
+from sparsebayes.words import count, duration, percent, ratio, strength_text
 
 __all__ = ["render_html", "render_markdown", "write_report"]
 

@@ -10,7 +10,6 @@ faster than multiply-accumulates), and one curvature estimate to cost as much as
 
 from __future__ import annotations
 
-import resource
 import statistics
 import sys
 import time
@@ -23,9 +22,9 @@ from sparsebayes.data import Dataset, Images, Loader, load
 from sparsebayes.errors import DataError
 from sparsebayes.models import build
 from sparsebayes.recipe.schema import Recipe
-from sparsebayes.report.summary import duration, milliseconds, size
 from sparsebayes.train.evaluation import check_logits
-from sparsebayes.train.fit import fast_layout_, objective
+from sparsebayes.train.objective import fast_layout_, objective, training_forward
+from sparsebayes.words import duration, milliseconds, size
 
 __all__ = ["Estimate", "estimate", "training_seconds"]
 
@@ -36,8 +35,7 @@ PUBLIC_SETS: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "cifar100": ((3, 32, 32), 50_000, 100),
 }
 """Image shape, training images and classes of the sets that might have to be downloaded: noise stands in for them."""
-NOISE_IMAGES = 4096
-MOST_SECONDS = 0.5
+MOST_SECONDS = 0.2
 MOST_STEPS = 8
 
 
@@ -49,21 +47,22 @@ class Estimate:
         step_seconds: One training step of the dense network.
         image_seconds: Evaluating one image.
         total_seconds: Training in all phases; exports and reports are left out.
-        memory_bytes: Peak of the process, or of the GPU.
+        memory_bytes: Peak of the process, or of the GPU; None where the system does not tell.
         device: Where it was measured, in words.
     """
 
     step_seconds: float
     image_seconds: float
     total_seconds: float
-    memory_bytes: int
+    memory_bytes: int | None
     device: str
 
     def describe(self) -> str:
         """The estimate in one line."""
+        memory = "" if self.memory_bytes is None else f", in about {size(self.memory_bytes)} of memory"
         return (
             f"about {duration(self.total_seconds)} of training on {self.device} "
-            f"({milliseconds(1e3 * self.step_seconds)} a step), in about {size(self.memory_bytes)} of memory"
+            f"({milliseconds(1e3 * self.step_seconds)} a step){memory}"
         )
 
 
@@ -96,10 +95,9 @@ def estimate(recipe: Recipe) -> Estimate:
         )
         stand_in = dataset.train.images.element_size() * dataset.train.images[0].numel()
         missing = (num_train - len(dataset.train)) * stand_in
-        total = training_seconds(recipe, num_train, step, image)
-        return Estimate(
-            step, image, total, _peak_bytes(device) + missing, words.replace("1 threads", "1 thread")
-        )
+        total, peak = training_seconds(recipe, num_train, step, image), _peak_bytes(device)
+        memory = None if peak is None else peak + missing
+        return Estimate(step, image, total, memory, words.replace("1 threads", "1 thread"))
     finally:
         torch.set_num_threads(threads)
 
@@ -135,13 +133,11 @@ def _images(recipe: Recipe) -> tuple[Dataset, int]:
     known = PUBLIC_SETS.get(recipe.data.name)
     if known is None:
         dataset = load(recipe.data.name, root=recipe.data.root)
-        if recipe.data.holdout >= len(dataset.train):
-            raise DataError(
-                f"data.holdout is {recipe.data.holdout}, but there are only {len(dataset.train)} training images"
-            )
+        _check_sizes(recipe, len(dataset.train))
         return dataset, len(dataset.train)
     shape, num_train, num_classes = known
-    count = max(NOISE_IMAGES, (MOST_STEPS + 2) * recipe.data.batch_size)
+    _check_sizes(recipe, num_train)
+    count = min(num_train, (MOST_STEPS + 2) * recipe.data.batch_size)
     images = Images(
         torch.randint(0, 256, (count, *shape), dtype=torch.uint8), torch.arange(count) % num_classes
     )
@@ -149,6 +145,18 @@ def _images(recipe: Recipe) -> tuple[Dataset, int]:
     return Dataset(
         recipe.data.name, images, images, num_classes, (0.5,) * channels, (0.25,) * channels
     ), num_train
+
+
+def _check_sizes(recipe: Recipe, num_train: int) -> None:
+    """Refuse what a run would refuse: more images held out, or in a batch, than there are."""
+    data = recipe.data
+    if data.holdout >= num_train:
+        raise DataError(f"data.holdout is {data.holdout}, but there are only {num_train} training images")
+    left = num_train - data.holdout
+    if data.batch_size > left:
+        raise DataError(
+            f"data.batch_size is {data.batch_size}, but only {left} images are left to train on; lower it"
+        )
 
 
 def _measure(recipe: Recipe, model: nn.Module, dataset: Dataset, device: torch.device) -> tuple[float, float]:
@@ -159,23 +167,23 @@ def _measure(recipe: Recipe, model: nn.Module, dataset: Dataset, device: torch.d
         dataset.train, batch_size=batch, mean=dataset.mean, std=dataset.std, shuffle=True,
         augment=recipe.data.augment, seed=0, device=device,
     )  # fmt: skip
+    # A compiled pass is timed as it is without: compiling takes longer than all of this.
+    forward = training_forward(model, recipe.train.model_copy(update={"compile": False}))
     times: list[float] = []
     for _, images, labels in loader.indexed():
-        start = time.perf_counter()
-        logits = model(images)
+        start = _now(device)
+        logits = forward(images)
         check_logits(logits, labels)
         objective(logits, labels, None, recipe.train).backward()  # type: ignore[no-untyped-call]
         _update_(model)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(_now(device) - start)
         if len(times) > MOST_STEPS or sum(times) > MOST_SECONDS:
             break
     model.eval()
     with torch.no_grad():
-        start = time.perf_counter()
+        start = _now(device)
         model(images)
-        image = (time.perf_counter() - start) / len(images)
+        image = (_now(device) - start) / len(images)
     # The first step makes buffers and chooses kernels; a slow one is all there is to go by.
     return statistics.median(times[1:] or times), image
 
@@ -190,7 +198,18 @@ def _update_(model: nn.Module) -> None:
                 parameter.grad = None
 
 
-def _peak_bytes(device: torch.device) -> int:
+def _now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _peak_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

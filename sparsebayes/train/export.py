@@ -13,11 +13,11 @@ from sparsebayes.data import Dataset, Images, Loader, load
 from sparsebayes.errors import RunError
 from sparsebayes.export import classify, compare_latency, export_onnx, load_model, quantize_onnx
 from sparsebayes.files import copy_file, make_folder, write_atomically
-from sparsebayes.report.summary import milliseconds, percent, ratio, size
 from sparsebayes.train.folder import recorded_recipe
 from sparsebayes.train.front import choose, read_front
 from sparsebayes.train.seeding import derive_seed
 from sparsebayes.train.setup import EVALUATION_BATCH, example_of
+from sparsebayes.words import milliseconds, percent, ratio, size
 
 __all__ = ["Quantized", "export_point", "quantize_export"]
 

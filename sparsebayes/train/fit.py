@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsebayes.curvature.workers import worker_seed
 from sparsebayes.data.loader import Loader
@@ -34,6 +33,7 @@ from sparsebayes.train.distributed import (
     share_of,
 )
 from sparsebayes.train.evaluation import Evaluation, check_logits
+from sparsebayes.train.objective import fast_layout_, objective, training_forward
 from sparsebayes.train.schedule import one_cycle
 from sparsebayes.train.seeding import derive_seed
 
@@ -241,71 +241,6 @@ def _epoch_(
         step += 1
     model.train(training)
     return float("nan") if total is None else float(add_up_loss(total)) / len(loader)
-
-
-def training_forward(model: nn.Module, settings: TrainSection) -> Callable[[Tensor], Tensor]:
-    """The model's forward pass as the recipe wants it in training.
-
-    Args:
-        model: The network; a compiled one shares its parameters.
-        settings: `precision` and `compile`.
-
-    Returns:
-        Maps images of shape ``[B, ...]`` to logits of shape ``[B, C]``, in float32 whatever the precision within.
-    """
-    device = next(model.parameters()).device.type
-    low = settings.precision == "bfloat16" or (settings.precision == "auto" and device == "cuda")
-    run: Callable[[Tensor], Tensor] = torch.compile(model) if settings.compile else model
-    if not low:
-        return run
-
-    def forward(images: Tensor) -> Tensor:
-        with torch.autocast(device, torch.bfloat16):
-            logits = run(images)
-        return logits.float()
-
-    return forward
-
-
-def fast_layout_(model: nn.Module) -> nn.Module:
-    """Store convolution weights channels-last: activations follow, and values do not change.
-
-    On CPUs it is up to 1.5 times as fast; on GPUs it is the layout of the tensor cores.
-
-    Returns:
-        The model itself.
-    """
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return model
-
-
-def objective(logits: Tensor, labels: Tensor, soft: Tensor | None, settings: TrainSection) -> Tensor:
-    """Mean training loss of a batch: cross-entropy, mixed with the dense network's soft targets.
-
-    The soft part is ``tau * KL(teacher || student)`` of both logits divided by the temperature tau; the factor tau
-    keeps its gradient's size independent of tau where the two nearly agree (Hinton, Vinyals and Dean 2015, section
-    2.1, whose factor tau^2 counts the gradient with respect to the divided logits).
-
-    Args:
-        logits: Of shape ``[B, C]``.
-        labels: int64 of shape ``[B]``.
-        soft: The dense network's logits, of shape ``[B, C]``; None: labels only.
-        settings: `distill`, `distill_temperature` and `label_smoothing`.
-
-    Returns:
-        Nats per image, a scalar.
-    """
-    hard = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-    if soft is None or settings.distill == 0:
-        return hard
-    tau = settings.distill_temperature
-    divergence = F.kl_div(
-        F.log_softmax(logits / tau, 1), F.log_softmax(soft / tau, 1), log_target=True, reduction="batchmean"
-    )
-    return (1 - settings.distill) * hard + settings.distill * tau * divergence
 
 
 def make_optimizer(model: nn.Module, settings: TrainSection, lr: float) -> torch.optim.Optimizer:

@@ -60,15 +60,29 @@ def make_loaders(recipe: AnyRecipe, dataset: Dataset, device: torch.device) -> t
         raise DataError(
             f"data.batch_size is {data.batch_size}, but only {len(train)} images are left to train on; lower it"
         )
-    # Batch norm cannot train on a last batch of one image; whatever else reads the images gets all of them.
-    one_left = len(train) % data.batch_size == 1 and len(train) > data.batch_size
+    # Batch norm cannot train on a last batch of one image, and a compiled pass would be compiled once more for a
+    # smaller one; whatever else reads the images gets all of them.
+    rest = len(train) % data.batch_size
+    dropped = rest == 1 or (rest > 0 and _compiles(recipe))
     loaders = Loaders(
-        train=loader(train, data.batch_size, shuffle=True, augment=data.augment, drop_last=one_left),
+        train=loader(
+            train,
+            data.batch_size,
+            shuffle=True,
+            augment=data.augment,
+            drop_last=dropped and len(train) > rest,
+        ),
         plain=loader(train, 256, shuffle=True),
         heldout=loader(heldout, EVALUATION_BATCH),
         example=example_of(dataset, device),
     )
     return loaders, loader(dataset.test, EVALUATION_BATCH)
+
+
+def _compiles(recipe: AnyRecipe) -> bool:
+    """Whether training passes are compiled, for the images of one batch."""
+    compression = recipe if isinstance(recipe, Recipe) else recipe.compress
+    return compression is not None and compression.train.compile
 
 
 def example_of(dataset: Dataset, device: torch.device) -> torch.Tensor:

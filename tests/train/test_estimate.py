@@ -54,7 +54,7 @@ def test_a_measurement_needs_no_data_and_changes_nothing(
     assert torch.get_num_threads() == threads
     assert list(tmp_path.iterdir()) == []
     assert 0 < found.step_seconds < 10 and 0 < found.image_seconds < 1
-    assert found.memory_bytes > 60_000 * 784
+    assert found.memory_bytes is not None and found.memory_bytes > 60_000 * 784
     assert found.total_seconds == pytest.approx(
         training_seconds(recipe(), 60_000, found.step_seconds, found.image_seconds)
     )
@@ -72,6 +72,10 @@ def test_public_sets_are_as_the_sources_say() -> None:
 def test_what_cannot_work_is_said_before_it_is_run() -> None:
     with pytest.raises(DataError, match="there are only 10000 training images"):
         estimate(recipe("data.name=embedded_mnist", "data.holdout=10000"))
+    with pytest.raises(DataError, match=r"data\.holdout is 60000, but there are only 60000 training images"):
+        estimate(recipe("data.holdout=60000"))
+    with pytest.raises(DataError, match=r"data\.batch_size is 200, but only 100 images are left to train on"):
+        estimate(recipe("data.holdout=59900", "data.batch_size=200"))
     with pytest.raises(DataError, match="the model has 3 outputs"):
         estimate(recipe("model.options={num_classes: 3}"))
     with pytest.raises(ModelError, match=r"unknown|takes"):

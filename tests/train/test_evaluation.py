@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsebayes.data import Dataset, Images, Loader
 from sparsebayes.errors import NumericsError
-from sparsebayes.recipe.schema import DataSection, ModelSection, Recipe
+from sparsebayes.recipe.schema import DataSection, ModelSection, Recipe, TrainSection
 from sparsebayes.train.evaluation import logits_table
 from sparsebayes.train.setup import make_loaders
 
@@ -41,6 +41,20 @@ def test_a_last_batch_of_one_image_is_left_out_of_training_only() -> None:
     assert table.shape == (257, 2)
     for positions, images, _ in loaders.train.indexed():
         assert torch.equal(spelt(table[positions]), spelt(images.flatten(1)))
+
+
+@pytest.mark.parametrize(("compiled", "count"), [(False, 3), (True, 2)])
+def test_a_compiled_pass_sees_batches_of_one_size(compiled: bool, count: int) -> None:
+    dataset = Dataset("numbers", numbered(104), numbered(4), 2, (0.0,), (1.0,))
+    recipe = Recipe(
+        version=1,
+        name="numbers",
+        data=DataSection(holdout=4, batch_size=40),
+        model=ModelSection(name="vgg16"),
+        train=TrainSection(compile=compiled),
+    )
+    loaders, _ = make_loaders(recipe, dataset, torch.device("cpu"))
+    assert len(loaders.train) == len(list(loaders.train)) == count
 
 
 def test_a_table_with_a_gap_is_refused() -> None:

@@ -14,7 +14,8 @@ from sparsebayes.data import Images, Loader
 from sparsebayes.errors import DataError, ModelError, NumericsError
 from sparsebayes.recipe.schema import TrainSection
 from sparsebayes.train.evaluation import evaluate
-from sparsebayes.train.fit import Epoch, Phase, fit_, objective, training_forward
+from sparsebayes.train.fit import Epoch, Phase, fit_
+from sparsebayes.train.objective import _in_bfloat16, objective, training_forward
 
 
 def bars(num: int, seed: int) -> Images:
@@ -207,6 +208,17 @@ def test_automatic_precision_is_exact_without_a_gpu() -> None:
     assert torch.equal(exact[1].weight, automatic[1].weight)
 
 
+def test_automatic_precision_never_emulates_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = {name: TrainSection(precision=name) for name in ("auto", "bfloat16", "float32")}
+    assert {name: _in_bfloat16(settings, "cuda") for name, settings in asked.items()} == {
+        "auto": False,
+        "bfloat16": True,
+        "float32": False,
+    }
+
+
 @pytest.mark.gpu
 def test_automatic_precision_is_bfloat16_on_a_gpu() -> None:
     seen = []
@@ -220,10 +232,13 @@ def test_compiled_passes_train_the_model_itself(monkeypatch: pytest.MonkeyPatch)
     compiled = []
 
     def compile_eagerly(model: nn.Module) -> nn.Module:
+        assert forgotten, "programs of the networks before count against the number that is kept"
         compiled.append(model)
         wrapper = nn.Sequential(model)
         return wrapper
 
+    forgotten: list[bool] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: forgotten.append(True))
     monkeypatch.setattr(torch, "compile", compile_eagerly)
     plain, model = network(), network()
     fit(plain)
