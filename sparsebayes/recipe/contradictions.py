@@ -94,12 +94,6 @@ def _of_posterior(recipe: Recipe) -> list[Contradiction]:
             "set it to evidence, or posterior to laplace"
         )
         found.append(Contradiction(("prune", "score"), text))
-    if recipe.train.compile:
-        text = (
-            f"train.compile compiles the network as it is, but posterior {recipe.posterior} changes it in every step "
-            "by drawn switches; set train.compile to false, or posterior to laplace"
-        )
-        found.append(Contradiction(("train", "compile"), text))
     gaussian = recipe.natural_gradient
     if recipe.posterior == "natural_gradient" and gaussian.initial_precision < gaussian.prior_precision:
         text = (

@@ -49,10 +49,6 @@ compress:
             ["prior.joint=false", "prune.score=taylor", "posterior=variational_dropout"],
             "would ignore the posterior variational_dropout",
         ),
-        (
-            ["prior.joint=false", "train.compile=true", "posterior=variational_dropout"],
-            "train.compile compiles the network as it is, but posterior variational_dropout changes it",
-        ),
         (["sampling.count=5"], "sampling draws from a posterior that is learned along"),
         (
             [
