@@ -39,7 +39,7 @@ from sparsebayes.train.evaluation import Evaluation, evaluate
 from sparsebayes.train.fit import Phase, fit_
 from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.posteriors import phase_and_settings
-from sparsebayes.train.removal import recipe_grouping
+from sparsebayes.train.removal import dense_groups
 from sparsebayes.train.setup import make_builder, make_loaders
 from sparsebayes.train.switched import Switched, make_posterior
 
@@ -113,7 +113,7 @@ def learned(recipe: Recipe, loaders: Loaders) -> Switched:
         name="pretrain", epochs=train.pretrain.epochs, lr=train.rate(train.pretrain), seed=recipe.seed
     )
     fit_(model, loaders.train, loaders.heldout, first, train)
-    grouping = recipe_grouping(recipe, model, loaders.example)
+    grouping = dense_groups(recipe, model, loaders.example).grouping
     posterior = make_posterior(recipe, model, grouping, loaders.plain.num_data, None)
     switched = Switched(model, grouping, posterior, loaders.example)
     phase, settings = phase_and_settings(recipe, 1)

@@ -206,6 +206,11 @@ class TrainSection(_Section):
     distill: float = Field(
         default=0.0, ge=0, le=1, description="Weight of the dense network's soft targets in the loss."
     )
+    distill_on: Literal["images", "augmented"] = Field(
+        default="images",
+        description="What the dense network sees: the images as they are, once for the whole run, or each batch as the "
+        "small network sees it, which costs a forward pass of the dense network in every step.",
+    )
     distill_temperature: float = Field(
         default=4.0, gt=0, le=1000, description="Temperature of the soft targets."
     )

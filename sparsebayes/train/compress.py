@@ -23,10 +23,8 @@ from torch import Tensor, nn
 from sparsebayes.cost import cost
 from sparsebayes.export.saved import load_model, save_model
 from sparsebayes.files import make_folder
-from sparsebayes.groups import Grouping
 from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.prune.carry import Lineage
-from sparsebayes.prune.masking import Masks
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe, TrainSection
 from sparsebayes.train.batch_norm import reestimate_
@@ -35,11 +33,12 @@ from sparsebayes.train.distributed import from_first
 from sparsebayes.train.evaluation import Evaluation, logits_table
 from sparsebayes.train.fit import Epoch, Phase, fast_layout_, fit_
 from sparsebayes.train.front import Point, band_limit, read_front, replace_point, write_front
+from sparsebayes.train.holding import hold_at_zero
 from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.phase_checkpoints import PhaseCheckpoints
 from sparsebayes.train.posteriors import remove_next
 from sparsebayes.train.progress import Reporter
-from sparsebayes.train.removal import Removal, recipe_grouping, write_evidence
+from sparsebayes.train.removal import DenseGroups, Removal, dense_groups, write_evidence
 from sparsebayes.train.seeding import derive_seed
 from sparsebayes.train.switched import Switched
 
@@ -61,6 +60,7 @@ class Compressor:
         folder: The run folder.
         record: Called with one dictionary per epoch and per cycle, for metrics.jsonl.
         reporter: Told of every step.
+        groups: Those of the dense network, if they are known; None: found when they are needed.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Compressor:
         folder: Path,
         record: Callable[[dict[str, Any]], None],
         reporter: Reporter,
+        groups: DenseGroups | None = None,
     ) -> None:
         self.recipe = recipe
         self.loaders = loaders
@@ -80,8 +81,8 @@ class Compressor:
         self._build = build
         self._record = record
         self._reporter = reporter
-        self._teacher: Tensor | None = None
-        self._dense: Grouping | None = None
+        self._teacher: Tensor | nn.Module | None = None
+        self._groups = groups
         self._checkpoints = PhaseCheckpoints(folder, reporter.line)
         self._device = loaders.example.device
 
@@ -129,7 +130,7 @@ class Compressor:
             keep_best=True,
         )
         result = self._fit(model, phase, {})
-        lineage = Lineage(torch.ones(self._dense_grouping(model).num_groups, dtype=torch.bool))
+        lineage = Lineage(torch.ones(self.groups(model).grouping.num_groups, dtype=torch.bool))
         self._add_point(model, lineage, result, None)
 
     def _cycles(self) -> None:
@@ -155,7 +156,7 @@ class Compressor:
                 recipe,
                 model,
                 lineage,
-                self._dense_grouping(),
+                self.groups().grouping,
                 self.loaders,
                 self._fit,
                 self._record,
@@ -247,14 +248,14 @@ class Compressor:
         """Train one phase with what every phase shares: masks, teacher, records and the checkpoint to resume from."""
         self._reporter.phase(phase.name, phase.epochs)
         start = time.perf_counter()
-        held = Masks(masks) if masks else None
         switched = model if isinstance(model, Switched) else None
+        hold = hold_at_zero(model if switched is None else switched.network, masks) if masks else None
 
         def after_step(lr: float) -> None:
             if switched is not None:
                 switched.learn_(lr)
-            if held is not None:
-                held.reapply_(model if switched is None else switched.network)
+            if hold is not None:
+                hold()
 
         def on_epoch(epoch: Epoch) -> None:
             self._reporter.step()
@@ -278,23 +279,28 @@ class Compressor:
             phase,
             settings or self.recipe.train,
             teacher=self._teach() if phase.name != "pretrain" else None,
-            after_step=after_step if held or switched else None,
+            after_step=after_step if hold or switched else None,
             on_epoch=on_epoch,
             save=partial(self._checkpoints.save, phase.name),
             resume=self._checkpoints.resumed(phase.name),
         )
 
-    def _teach(self) -> Tensor | None:
-        """The dense network's logits for the training images as they are, by position, of shape ``[N, C]``.
+    def _teach(self) -> Tensor | nn.Module | None:
+        """What the small networks learn from: the dense network's logits by position, ``[N, C]``, or itself.
 
-        They are the targets of changed images too: an augmentation is a change that should change nothing, and a
+        The table is the target of changed images too: an augmentation is a change that should change nothing, and a
         table costs nothing per step where a second forward pass would cost more than a small network's training.
         """
-        if self.recipe.train.distill == 0:
+        train = self.recipe.train
+        if train.distill == 0:
             return None
         if self._teacher is None:
-            self.loaders.plain.reseed_(derive_seed(self.recipe.seed, "teacher"))
-            self._teacher = logits_table(self.network(0)[0].eval(), self.loaders.plain)
+            dense = self.network(0)[0].eval()
+            if train.distill_on == "augmented":
+                self._teacher = dense
+            else:
+                self.loaders.plain.reseed_(derive_seed(self.recipe.seed, "teacher"))
+                self._teacher = logits_table(dense, self.loaders.plain)
         return self._teacher
 
     def _add_point(
@@ -309,7 +315,7 @@ class Compressor:
         spent = cost(model, self.loaders.example)
         strength = None if selection is None else selection.strength
         if selection is None:
-            grouping = self._dense_grouping(model)
+            grouping = self.groups(model).grouping
             counts = torch.bincount(grouping.layer_index, minlength=len(grouping.layers)).tolist()
             widths = dict(zip(grouping.layers, counts, strict=True))
         else:
@@ -354,12 +360,16 @@ class Compressor:
         """Folder of one network of the front."""
         return self.folder / "points" / str(point)
 
-    def _dense_grouping(self, dense: nn.Module | None = None) -> Grouping:
-        """The recipe's groups over the dense network; those of smaller ones are followed from here."""
-        if self._dense is None:
+    def groups(self, dense: nn.Module | None = None) -> DenseGroups:
+        """The recipe's groups over the dense network; those of smaller ones are followed from here.
+
+        Args:
+            dense: That network, if it is at hand.
+        """
+        if self._groups is None:
             model = dense if dense is not None else self.network(0)[0]
-            self._dense = recipe_grouping(self.recipe, model, self.loaders.example)
-        return self._dense
+            self._groups = dense_groups(self.recipe, model, self.loaders.example)
+        return self._groups
 
     def _latency_ms(self, model: nn.Module) -> float | None:
         """Measured latency, where the budget asks for it."""

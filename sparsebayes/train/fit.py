@@ -33,7 +33,7 @@ from sparsebayes.train.distributed import (
     share_of,
 )
 from sparsebayes.train.evaluation import Evaluation, check_logits
-from sparsebayes.train.objective import fast_layout_, objective, training_forward
+from sparsebayes.train.objective import SoftTargets, fast_layout_, objective, soft_targets, training_forward
 from sparsebayes.train.schedule import one_cycle
 from sparsebayes.train.seeding import derive_seed
 
@@ -88,7 +88,7 @@ def fit_(
     phase: Phase,
     settings: TrainSection,
     *,
-    teacher: Tensor | None = None,
+    teacher: Tensor | nn.Module | None = None,
     after_step: Callable[[float], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
@@ -103,7 +103,8 @@ def fit_(
         heldout: Images for decisions: not trained on, and not the test set.
         phase: What to do.
         settings: Optimizer and loss.
-        teacher: Logits to learn from for every training image, of shape ``[N, C]``; None: labels only.
+        teacher: What to learn from beside the labels: logits for every training image, of shape ``[N, C]``, or a
+            network that is asked for those of each batch, as augmented; None: labels only.
         after_step: Called with the step's learning rate after every step (masks, proximal shrinkage).
         on_epoch: Called after every epoch.
         save: Called after every epoch with the state to resume from.
@@ -125,9 +126,10 @@ def fit_(
         return start
     fresh = {"epoch": 0, "initial": initial, "best": initial, "start": start.loss, "best_loss": start.loss}
     state: dict[str, Any] = {"attempt": 0, **fresh} if resume is None else dict(resume)
+    targets = None if teacher is None else soft_targets(teacher, settings)
     for attempt in range(state["attempt"], ATTEMPTS):
         ended = _attempt(
-            model, loader, heldout, phase, settings, state, teacher, after_step, on_epoch, save, extra_loss
+            model, loader, heldout, phase, settings, state, targets, after_step, on_epoch, save, extra_loss
         )
         if ended is not None:
             return ended
@@ -147,7 +149,7 @@ def _attempt(
     phase: Phase,
     settings: TrainSection,
     state: Mapping[str, Any],
-    teacher: Tensor | None,
+    targets: SoftTargets | None,
     after_step: Callable[[float], None] | None,
     on_epoch: Callable[[Epoch], None] | None,
     save: Callable[[dict[str, Any]], None] | None,
@@ -176,7 +178,7 @@ def _attempt(
                 settings,
                 lr,
                 epoch,
-                teacher,
+                targets,
                 after_step,
                 extra_loss,
             )
@@ -205,7 +207,7 @@ def _epoch_(
     settings: TrainSection,
     lr: float,
     epoch: int,
-    teacher: Tensor | None,
+    targets: SoftTargets | None,
     after_step: Callable[[float], None] | None,
     extra_loss: Callable[[Tensor], Tensor] | None,
 ) -> float:
@@ -224,7 +226,7 @@ def _epoch_(
         logits = forward(images)
         if total is None:
             check_logits(logits, labels)
-        soft = None if teacher is None else teacher[positions]
+        soft = None if targets is None else targets(positions, images)
         loss = objective(logits, labels, soft, settings)
         if extra_loss is not None:
             loss = loss + extra_loss(labels)

@@ -13,7 +13,10 @@ from torch.nn import functional as F
 
 from sparsebayes.recipe.schema import TrainSection
 
-__all__ = ["fast_layout_", "objective", "training_forward"]
+__all__ = ["SoftTargets", "fast_layout_", "objective", "soft_targets", "training_forward"]
+
+SoftTargets = Callable[[Tensor, Tensor], Tensor]
+"""From the positions of a batch's images in their set, ``[B]``, and the images as augmented, to logits ``[B, C]``."""
 
 
 def training_forward(model: nn.Module, settings: TrainSection) -> Callable[[Tensor], Tensor]:
@@ -84,6 +87,26 @@ def objective(logits: Tensor, labels: Tensor, soft: Tensor | None, settings: Tra
         F.log_softmax(logits / tau, 1), F.log_softmax(soft / tau, 1), log_target=True, reduction="batchmean"
     )
     return (1 - settings.distill) * hard + settings.distill * tau * divergence
+
+
+def soft_targets(teacher: Tensor | nn.Module, settings: TrainSection) -> SoftTargets:
+    """Where a step finds the logits that it learns from.
+
+    Args:
+        teacher: Logits of every training image, of shape ``[N, C]``; or a network, which is asked for each batch in
+            evaluation mode, without gradients.
+        settings: `precision` of a network's passes.
+    """
+    if isinstance(teacher, Tensor):
+        return lambda positions, images: teacher[positions]
+    # Compiled anew for each phase, a forward pass would take longer to compile than it saves.
+    forward = training_forward(teacher.eval(), settings.model_copy(update={"compile": False}))
+
+    def ask(positions: Tensor, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return forward(images)
+
+    return ask
 
 
 def _in_bfloat16(settings: TrainSection, device: str) -> bool:

@@ -19,7 +19,9 @@ from sparsebayes.curvature import gate_rows
 from sparsebayes.curvature.workers import add_up_
 from sparsebayes.data import Loader
 from sparsebayes.files import make_folder, write_atomically
-from sparsebayes.groups import Grouping, concatenate, make_grouping
+from sparsebayes.groups import Grouping, concatenate, make_grouping, trace_units
+from sparsebayes.groups.scope import Scope
+from sparsebayes.groups.unit_rules import feature_grouping, unit_grouping
 from sparsebayes.inference.joint import joint_survival
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.masking import Masks
@@ -30,10 +32,21 @@ from sparsebayes.recipe.schema import Recipe
 from sparsebayes.train.distributed import check_same, own_images, same_scores
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["Removal", "choose_groups", "cut", "recipe_grouping", "recipe_prices", "remove", "write_evidence"]
+__all__ = [
+    "DenseGroups",
+    "Removal",
+    "choose_groups",
+    "cut",
+    "dense_groups",
+    "recipe_prices",
+    "remove",
+    "write_evidence",
+]
 
 MAX_HISTOGRAM = 100_000
 """Groups up to which the evidence of each is kept for the report's histogram."""
+TRACED = {"units": unit_grouping, "features": feature_grouping}
+"""Rules that one trace of the network serves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +78,23 @@ def write_evidence(removal: Removal, folder: Path) -> None:
         write_atomically(folder / "evidence.json", json.dumps({"evidence": evidence}))
 
 
-def recipe_grouping(recipe: Recipe, model: nn.Module, example: Tensor) -> Grouping:
-    """The groups that a recipe names, over a dense network.
+@dataclass(frozen=True, eq=False)
+class DenseGroups:
+    """The groups of a dense network, found once for a whole run.
+
+    Attributes:
+        grouping: The groups that the recipe names.
+        fixed: One sentence for each layer whose channels stay, with the reason.
+    """
+
+    grouping: Grouping
+    fixed: tuple[str, ...]
+
+
+def dense_groups(recipe: Recipe, model: nn.Module, example: Tensor) -> DenseGroups:
+    """The groups that a recipe names, over a dense network, from one trace of it.
+
+    Rules that need no trace are no reason to go without: every removal follows what dies along with the groups.
 
     Args:
         recipe: Its rules, stacked in their order.
@@ -75,14 +103,18 @@ def recipe_grouping(recipe: Recipe, model: nn.Module, example: Tensor) -> Groupi
 
     Raises:
         GroupingError: If a rule finds nothing to group.
-        ModelError: If a rule needs a trace and the network cannot be traced.
+        ModelError: If the network cannot be traced.
     """
-    return concatenate(
-        [
-            make_grouping(model, rule.rule, example=example, include=rule.include, exclude=rule.exclude)
-            for rule in recipe.groups
-        ]
-    )
+    graph = trace_units(model, example)
+    parts = []
+    for rule in recipe.groups:
+        if rule.rule in TRACED:
+            parts.append(TRACED[rule.rule](model, graph, Scope(rule.include, rule.exclude)))
+        else:
+            parts.append(
+                make_grouping(model, rule.rule, example=example, include=rule.include, exclude=rule.exclude)
+            )
+    return DenseGroups(concatenate(parts), graph.fixed)
 
 
 def recipe_prices(

@@ -15,7 +15,7 @@ from sparsebayes.cost import cost
 from sparsebayes.data import Loader
 from sparsebayes.export import check_onnx, compare_latency, export_onnx
 from sparsebayes.files import copy_file, write_atomically
-from sparsebayes.groups import Grouping, trace_units
+from sparsebayes.groups import Grouping
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe import Recipe
@@ -25,7 +25,6 @@ from sparsebayes.train.compress import Compressor
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.front import Point
 from sparsebayes.train.loaders import Loaders
-from sparsebayes.train.removal import recipe_grouping
 
 __all__ = ["results"]
 
@@ -40,7 +39,8 @@ def results(
         source = compressor.point_folder(chosen.point) / name
         if source.is_file():
             copy_file(source, folder / name)
-    selection = _selection(recipe_grouping(recipe, dense, loaders.example), lineage, chosen.strength)
+    groups = compressor.groups(dense)
+    selection = _selection(groups.grouping, lineage, chosen.strength)
     write_atomically(folder / "selection.json", selection.to_json())
     networks = {"dense": dense, "compact": compact}
     params = {"dense": compressor.points[0].params, "compact": chosen.params}
@@ -58,9 +58,8 @@ def results(
         }
     if recipe.export.onnx:
         _export(recipe, networks, report, test, loaders, folder)
-    # Asked of the dense network, so that a resumed run, which need not remove anything, reports the same.
-    removed = len(compressor.points) > 1
-    refused = list(trace_units(dense, loaders.example).fixed) if removed else []
+    # Those of the dense network, so that a resumed run, which need not remove anything, reports the same.
+    refused = list(groups.fixed) if len(compressor.points) > 1 else []
     environment = {
         "versions": {"sparsebayes": sparsebayes.__version__, **library_versions()},
         "machine": platform.machine(),

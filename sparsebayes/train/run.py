@@ -26,7 +26,7 @@ from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, set
 from sparsebayes.train.interrupt import terminable
 from sparsebayes.train.lock import locked
 from sparsebayes.train.progress import Reporter
-from sparsebayes.train.removal import recipe_grouping
+from sparsebayes.train.removal import dense_groups
 from sparsebayes.train.results import results
 from sparsebayes.train.search_run import run_search
 from sparsebayes.train.setup import check_model, make_builder, make_loaders, resolve_device
@@ -81,9 +81,9 @@ def _run_compression(
     # What cannot work is said before hours of training, and before anything is written.
     model = make()
     check_model(model, loaders, dataset.num_classes)
-    grouping = recipe_grouping(recipe, model, loaders.example)
+    groups = dense_groups(recipe, model, loaders.example)
     if recipe.posterior != "laplace":
-        check_gates(grouping)
+        check_gates(groups.grouping)
     opened = shared_folder(lambda: open_folder(recipe, out, resume or _begun(out), overwrite))
     with opened as folder, locked(folder), Reporter(quiet=quiet or not is_first) as reporter, terminable():
         reporter.line(f"run folder {folder}")
@@ -93,7 +93,7 @@ def _run_compression(
         def record(row: dict[str, Any]) -> None:
             append_line(metrics, json.dumps(row))
 
-        compressor = Compressor(recipe, loaders, make, folder, record, reporter)
+        compressor = Compressor(recipe, loaders, make, folder, record, reporter, groups)
         compressor.seconds.update(read_seconds(folder))
         try:
             try:

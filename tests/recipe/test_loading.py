@@ -204,8 +204,8 @@ def test_all_mistakes_come_at_once_in_the_order_of_lines():
         "8 mistakes in r.yaml:",
         "  r.yaml:5: train.lr: expected a number, got 'fast'",
         "  r.yaml:6: train: unknown key 'lrr'; did you mean 'lr'? Choices: compile, cycles, "
-        "distill, distill_temperature, finetune, grad_clip, label_smoothing, lr, momentum, optimizer, precision, "
-        "pretrain, weight_decay",
+        "distill, distill_on, distill_temperature, finetune, grad_clip, label_smoothing, lr, momentum, optimizer, "
+        "precision, pretrain, weight_decay",
         "  r.yaml:7: seed: expected a whole number, got 'x'",
         "  r.yaml:8: expected each key once, got 'seed' again (first on line 7); remove one of them",
         "  r.yaml:11: presets.smoke.seed: expected a whole number, got 'y'",

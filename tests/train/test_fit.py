@@ -151,6 +151,34 @@ def test_teacher_logits_are_those_of_the_very_image() -> None:
         fit(network(), settings={"distill": 1.0}, teacher=logits.roll(1, 0))
 
 
+class Watched(nn.Module):
+    """A network that keeps the images of its passes, those without gradients apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+        self.learned: list[torch.Tensor] = []
+        self.judged: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert self.training == torch.is_grad_enabled()
+        (self.learned if self.training else self.judged).append(images)
+        return self.inner(images)
+
+
+def test_a_teacher_that_is_a_network_sees_what_the_student_sees() -> None:
+    teacher, student, images = Watched(), Watched(), bars(256, 1)
+    fit(teacher.inner, phase={"epochs": 6})
+    before = [p.clone() for p in teacher.parameters()]
+    turned = Loader(images, batch_size=32, mean=(0.3,), std=(0.3,), shuffle=True, augment="crop_flip")
+    phase = Phase(name="cycle 1", epochs=1, lr=0.1, seed=0)
+    end = fit_(student, turned, loader(bars(128, 2)), phase, TrainSection(distill=1.0), teacher=teacher)
+    assert end.error < 0.7, "learned from the teacher alone"
+    assert teacher.learned == [] and len(teacher.judged) == 8
+    assert all(torch.equal(a, b) for a, b in zip(teacher.judged, student.learned, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
+
+
 def test_objective_is_the_mixture_it_says() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, soft = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64).unbind(0)

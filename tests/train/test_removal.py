@@ -9,7 +9,7 @@ from sparsebayes.models import build
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.pricing import entry_costs
 from sparsebayes.recipe import Recipe, load_recipe
-from sparsebayes.train.removal import recipe_grouping, remove
+from sparsebayes.train.removal import dense_groups, remove
 from sparsebayes.train.setup import make_loaders
 
 
@@ -22,7 +22,7 @@ def survival(*overrides: str) -> torch.Tensor:
     loaders, _ = make_loaders(recipe, dataset, torch.device("cpu"))
     torch.manual_seed(0)
     model = build("lenet5_caffe")
-    dense = recipe_grouping(recipe, model, loaders.example)
+    dense = dense_groups(recipe, model, loaders.example).grouping
     costs = entry_costs(model, loaders.example, "params")
     lineage, target = Lineage(torch.ones(dense.num_groups, dtype=torch.bool)), 0.5 * 431_080
     removal = remove(

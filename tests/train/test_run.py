@@ -11,9 +11,10 @@ import torch
 
 import sparsebayes
 from sparsebayes.errors import DataError, ModelError, NumericsError, RecipeError, RunError
+from sparsebayes.groups import UnitGraph, trace_units
 from sparsebayes.prune import Selection
 from sparsebayes.recipe import Recipe, dump_recipe, parse_recipe
-from sparsebayes.train import compress, phase_checkpoints, run
+from sparsebayes.train import compress, phase_checkpoints, removal, run
 from sparsebayes.train.export import export_point, quantize_export
 from sparsebayes.train.folder import mend_lines_, open_folder, settle_lines_
 from sparsebayes.train.front import read_front
@@ -132,6 +133,18 @@ def test_a_run_leaves_a_smaller_network_and_its_files() -> None:
     assert report["widths"]["hidden"][1] < report["widths"]["hidden"][0] == 24
 
 
+def test_the_dense_network_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+
+    def trace(model: torch.nn.Module, example: torch.Tensor) -> UnitGraph:
+        traced.append(sum(parameter.numel() for parameter in model.parameters()))
+        return trace_units(model, example)
+
+    monkeypatch.setattr(removal, "trace_units", trace)
+    folder = run_recipe(recipe("export.onnx=false", "train.cycles.count=2"), out=Path("run"), quiet=True)
+    assert traced == [report_of(folder)["dense"]["params"]]
+
+
 def test_same_recipe_same_numbers() -> None:
     first = run_recipe(recipe("export.onnx=false"), out=Path("one"), quiet=True)
     second = run_recipe(recipe("export.onnx=false"), out=Path("two"), quiet=True)
@@ -199,6 +212,7 @@ def test_budget_is_met_and_a_strength_is_not_exceeded() -> None:
         "prior.price=params",
         "groups=units",
         "data.augment=affine",
+        "train={distill: 0.5, distill_on: augmented}",
     ],
 )
 def test_every_way_to_score_reaches_the_budget(change: str) -> None:
