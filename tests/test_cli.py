@@ -15,9 +15,11 @@ from click.testing import CliRunner, Result
 
 from sparsebayes import __version__
 from sparsebayes.cli import main
+from sparsebayes.cli.outcomes import missed_budget
 from sparsebayes.errors import RunError, Terminated
 from sparsebayes.recipe import dump_recipe, json_schema, load_recipe, parse_recipe, shipped_recipes
 from sparsebayes.recipe.schema import Recipe
+from sparsebayes.train.folder import is_finished
 
 SMALL = "# A small one.\nversion: 1\nname: tiny\nmodel: {name: lenet5_caffe}\npresets: {smoke: {seed: 7}}\n"
 
@@ -355,6 +357,53 @@ def test_several_seeds_are_several_runs(calls):
     ]
     sentence = "expected either --seeds or --resume, got both"
     assert complaint("run", "tiny.yaml", "--seeds", "2", "--resume", "first").startswith(sentence)
+
+
+def test_finished_seeds_are_left_out_and_all_are_summed_up(calls):
+    def finish(seed: int, error: float, params: int, changes: tuple[str, ...] = ()) -> None:
+        run = Path(f"o-seed{seed}")
+        run.mkdir()
+        text = dump_recipe(load_recipe("tiny.yaml", overrides=[f"seed={seed}", *changes]))
+        (run / "recipe.yaml").write_text(text, encoding="utf-8")
+        figures = {"test_error": error, "params": params, "macs": 10 * params}
+        dense = {"test_error": 0.01, "params": 1_000_000, "macs": 1}
+        (run / "report.json").write_text(json.dumps({"budget": None, "dense": dense, "compact": figures}))
+
+    finish(4, 0.02, 1000)
+    finish(5, 0.04, 3000, ("out=elsewhere", "device=cpu"))
+    finish(6, 0.5, 1, ("train.lr=0.7",))
+    assert is_finished(Path("o-seed4"), load_recipe("tiny.yaml", overrides=["seed=4"]))
+    assert not is_finished(Path("o-seed4"), load_recipe("tiny.yaml", overrides=["seed=5"]))
+    result = call("run", "tiny.yaml", "--seeds", "3", "--seed", "4", "--out", "o")
+    assert result.exit_code == 0
+    assert [args[0].seed for _, args, _ in calls] == [6], "another recipe's run is not taken for this one's"
+    assert result.stdout.splitlines() == [
+        "run folder: o-seed4 (finished before)",
+        "run folder: o-seed5 (finished before)",
+        f"run folder: {Path('made/by/run_recipe')}",
+        "mean of 2 seeds: test error 3.00 % (sd 1.41), dense 1.00 % (sd 0.00), "
+        "2,000 parameters (sd 1,414), 20,000 MACs (sd 14,142)",
+    ]
+    calls.clear()
+    assert call("run", "tiny.yaml", "--seeds", "2", "--seed", "4", "--out", "o", "--overwrite").exit_code == 0
+    assert [args[0].seed for _, args, _ in calls] == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ({"kind": "params", "limit": 4310.8, "reached": 4311}, "params 4,311 instead of 4,310;"),
+        (
+            {"kind": "macs", "limit": 12_345_678.0, "reached": 23_456_789},
+            "macs 23,456,789 instead of 12,345,678;",
+        ),
+        ({"kind": "latency_ms", "limit": 0.5, "reached": 0.61234}, "latency_ms 0.612 ms instead of 0.5 ms;"),
+    ],
+)
+def test_a_missed_budget_is_said_in_whole_numbers(tmp_path, limit, words):
+    budget = {"met": False, "limits": [{**limit, "met": False}]}
+    (tmp_path / "report.json").write_text(json.dumps({"budget": budget}))
+    assert words in missed_budget(tmp_path)
 
 
 @pytest.mark.parametrize(

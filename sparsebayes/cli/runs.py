@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sparsebayes.cli import arguments
+from sparsebayes.cli.outcomes import missed_budget, over_seeds
 from sparsebayes.cli.program import BUDGET_MISSED, main
 from sparsebayes.errors import RunError
 from sparsebayes.launcher import launched
+
+if TYPE_CHECKING:
+    from sparsebayes.recipe import AnyRecipe
 
 __all__ = ["run"]
 
@@ -42,7 +47,7 @@ Examples:
     "--seeds",
     type=click.IntRange(1, 1000),
     metavar="K",
-    help="Run with K seeds, counted from the recipe's; with --out, in OUT-seedN.",
+    help="Run with K seeds, counted from the recipe's; with --out, in OUT-seedN, those finished there left out.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder to write; else one with the time in it."
@@ -79,63 +84,86 @@ def run(
     changes = [*overrides]
     changes += [f"device={device}"] if device is not None else []
     changes += [f"seed={seed}"] if seed is not None else []
-    resolved = arguments.read_recipe(recipe, preset, changes)
+    asked = _Asked(recipe, preset, resume, quiet, overwrite)
+    resolved = asked.resolved(changes)
     process = launched()
     if resume is not None and process.is_first:
         arguments.require_run(resume)
     arguments.require_device(resolved)
-    if seeds is not None and process.count > 1:
+    if seeds is None:
+        folders = [asked.run(changes, out)]
+    elif process.count > 1:
         raise RunError("expected --seed under torchrun, got --seeds; start it once for each seed")
-    from sparsebayes.train.run import run_recipe
+    else:
+        folders = _run_seeds(asked, changes, out, range(resolved.seed, resolved.seed + seeds))
+    # To torchrun any other status than 0 is a process that died.
+    if process.count == 1 and any(map(missed_budget, folders)):
+        click.get_current_context().exit(BUDGET_MISSED)
 
-    missed = []
-    for number in range(resolved.seed, resolved.seed + (seeds or 1)):
-        target = out if out is None or seeds is None else out.with_name(f"{out.name}-seed{number}")
-        own = changes if seeds is None else [*changes, f"seed={number}"]
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was typed, for one run or for several that differ in their seeds."""
+
+    recipe: str
+    preset: str | None
+    resume: Path | None
+    quiet: bool
+    overwrite: bool
+
+    def resolved(self, changes: list[str]) -> AnyRecipe:
+        """The recipe with some overrides."""
+        return arguments.read_recipe(self.recipe, self.preset, changes)
+
+    def run(self, changes: list[str], out: Path | None) -> Path:
+        """Run it, and say where it is and whether it is too large; or how an interrupted run is continued."""
+        from sparsebayes.train.run import run_recipe
+
+        process = launched()
         try:
             folder = run_recipe(
-                resolved if seeds is None else arguments.read_recipe(recipe, preset, own),
-                out=target,
-                resume=resume,
-                quiet=quiet,
-                overwrite=overwrite,
+                self.resolved(changes),
+                out=out,
+                resume=self.resume,
+                quiet=self.quiet,
+                overwrite=self.overwrite,
             )
         except KeyboardInterrupt as interrupt:
-            known = interrupt.args[0] if interrupt.args else resume or target
+            known = interrupt.args[0] if interrupt.args else self.resume or out
             if known is not None and process.is_first:
-                again = [*_program(), "run", recipe, *own]
-                again += ["--preset", preset] if preset is not None else []
+                again = [*_program(), "run", self.recipe, *changes]
+                again += ["--preset", self.preset] if self.preset is not None else []
                 words = (
                     "continue with" if process.count == 1 else "continue, started by torchrun as before, with"
                 )
                 click.echo(f"{words}: {shlex.join([*again, '--resume', str(known)])}", err=True)
             raise
-        if not process.is_first:
-            return
-        click.echo(f"run folder: {folder}")
-        missed.append(_missed_budget(folder))
-        if missed[-1]:
-            click.echo(f"warning: {missed[-1]}", err=True)
-    # To torchrun any other status than 0 is a process that died.
-    if any(missed) and process.count == 1:
-        click.get_current_context().exit(BUDGET_MISSED)
+        if process.is_first:
+            click.echo(f"run folder: {folder}")
+            missed = missed_budget(folder)
+            if missed:
+                click.echo(f"warning: {missed}", err=True)
+        return folder
 
 
-def _missed_budget(folder: Path) -> str:
-    """One sentence if the run's network exceeds its budget, else nothing."""
-    report = folder / "report.json"
-    budget = json.loads(report.read_text(encoding="utf-8")).get("budget") if report.is_file() else None
-    if budget is None or budget["met"]:
-        return ""
-    missed = [
-        f"{limit['kind']} {limit['reached']:,g} instead of {limit['limit']:,g}"
-        for limit in budget["limits"]
-        if not limit["met"]
-    ]
-    return (
-        f"the budget is not met, and the closest network is exported: {', '.join(missed)}; "
-        "raise train.cycles.count, train.cycles.shrink or prune.max_removal"
-    )
+def _run_seeds(asked: _Asked, changes: list[str], out: Path | None, seeds: range) -> list[Path]:
+    """Run one seed after the other, but not those that are done in their folder already; mean and spread at the end."""
+    folders = []
+    for seed in seeds:
+        own = [*changes, f"seed={seed}"]
+        target = None if out is None else out.with_name(f"{out.name}-seed{seed}")
+        if target is not None and not asked.overwrite and (target / "report.json").is_file():
+            from sparsebayes.train.folder import is_finished
+
+            if is_finished(target, asked.resolved(own)):
+                click.echo(f"run folder: {target} (finished before)")
+                folders.append(target)
+                continue
+        folders.append(asked.run(own, target))
+    summary = over_seeds(folders)
+    if summary:
+        click.echo(summary)
+    return folders
 
 
 def _program() -> list[str]:

@@ -15,7 +15,7 @@ from sparsebayes.files import write_atomically
 from sparsebayes.recipe import AnyRecipe, dump_recipe, parse_recipe
 from sparsebayes.train.lock import LOCK_FILE, refuse_running
 
-__all__ = ["mend_lines_", "open_folder", "read_seconds", "recorded_recipe", "settle_lines_"]
+__all__ = ["is_finished", "mend_lines_", "open_folder", "read_seconds", "recorded_recipe", "settle_lines_"]
 
 WRITTEN = (
     *("recipe.yaml", "metrics.jsonl", "pareto.json", "points", "seconds.json"),
@@ -62,6 +62,18 @@ def open_folder(recipe: AnyRecipe, out: Path | None, resume: Path | None, overwr
     except OSError as error:
         raise RunError(f"cannot write the run folder {folder}: {error.strerror or error}") from None
     return folder
+
+
+def is_finished(folder: Path, recipe: AnyRecipe) -> bool:
+    """Whether a folder holds the report of a run of this very recipe.
+
+    Args:
+        folder: Any folder.
+        recipe: What would be run; where it runs and where its files lie makes no difference.
+    """
+    if not (folder / "report.json").is_file() or not (folder / "recipe.yaml").is_file():
+        return False
+    return not _differences(_without_paths(recorded_recipe(folder)), _without_paths(recipe))
 
 
 def _is_run(folder: Path) -> bool:
