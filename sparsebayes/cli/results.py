@@ -55,7 +55,8 @@ def export(
 ) -> None:
     """Write a network of a RUN for use.
 
-    By default the one that the run chose, with its ONNX file; or another point of its Pareto front. With
+    By default the one that the run chose, with its ONNX file; or another point of its Pareto front. Of a search
+    that compressed nothing it is the network that was found. With
     --int8 its weights and activations are also quantized to 8 bits, by ranges that are taken from training
     images, and the test error, size and speed of both files are compared.
     """

@@ -13,6 +13,7 @@ from sparsebayes.data import Dataset, Images, Loader, load
 from sparsebayes.errors import RunError
 from sparsebayes.export import classify, compare_latency, export_onnx, load_model, quantize_onnx
 from sparsebayes.files import copy_file, make_folder, write_atomically
+from sparsebayes.recipe import SearchRecipe
 from sparsebayes.train.folder import recorded_recipe
 from sparsebayes.train.front import choose, read_front
 from sparsebayes.train.seeding import derive_seed
@@ -36,13 +37,13 @@ def export_point(
     overwrite: bool = False,
     legacy: bool = False,
 ) -> Path:
-    """Export any network of a run's front as its own folder.
+    """Export any network of a run's front as its own folder; of a search that compressed nothing, the one it found.
 
     Args:
         run_dir: The run folder.
         point: Number of the point; None: by size, or the chosen one.
         max_params: Take the best point with at most so many parameters.
-        out: Where to, a new or empty folder; None: ``RUN/export-K``, which is written anew.
+        out: Where to, a new or empty folder; None: ``RUN/export-K`` or ``RUN/export-found``, which is written anew.
         overwrite: Let `out` hold files of an earlier export, which are replaced.
         legacy: Use the TorchScript-based exporter.
 
@@ -52,14 +53,11 @@ def export_point(
     Raises:
         RunError: If the folder is no run, no point fits, or `out` holds something that is no export.
     """
-    points = read_front(run_dir / "pareto.json")
-    if not points:
-        raise RunError(f"{run_dir} is not a run folder with finished points: expected pareto.json in it")
-    number = choose(points, point=point, max_params=max_params).point
-    target = out or run_dir / f"export-{number}"
+    source = _network_folder(run_dir, point, max_params)
+    target = out or run_dir / f"export-{source.name}"
     _require_room(target, overwrite or out is None)
     recipe = recorded_recipe(run_dir)
-    model = load_model(run_dir / "points" / str(number))
+    model = load_model(source)
     example = example_of(load(recipe.data.name, root=recipe.data.root), torch.device("cpu"))
     try:
         for name in EXPORTED:
@@ -68,9 +66,29 @@ def export_point(
         raise RunError(f"cannot write {target}: {error.strerror or error}") from None
     make_folder(target)
     for name in ("model.safetensors", "architecture.json"):
-        copy_file(run_dir / "points" / str(number) / name, target / name)
+        copy_file(source / name, target / name)
     export_onnx(model, example, target / "model.onnx", legacy=legacy)
     return target
+
+
+def _network_folder(run_dir: Path, point: int | None, max_params: int | None) -> Path:
+    """Where the run keeps the network that is asked for."""
+    points = read_front(run_dir / "pareto.json")
+    if points:
+        return run_dir / "points" / str(choose(points, point=point, max_params=max_params).point)
+    if not (run_dir / "recipe.yaml").is_file() or not isinstance(recorded_recipe(run_dir), SearchRecipe):
+        raise RunError(f"{run_dir} is not a run folder with finished points: expected pareto.json in it")
+    found = run_dir / "found"
+    if not (found / "architecture.json").is_file():
+        raise RunError(
+            f"the search in {run_dir} has not trained the network that it found yet; resume it, and export then"
+        )
+    if point is not None or max_params is not None:
+        raise RunError(
+            f"the search in {run_dir} has compressed nothing yet, so there is one network to export; leave out --point "
+            "and --max-params, or give the recipe a section compress"
+        )
+    return found
 
 
 def _require_room(target: Path, overwrite: bool) -> None:

@@ -16,11 +16,12 @@ import sparsebayes
 from sparsebayes.cli import main
 from sparsebayes.cost import cost
 from sparsebayes.data import Loader
-from sparsebayes.errors import DataError, RecipeError, SparseBayesError, Terminated
+from sparsebayes.errors import DataError, RecipeError, RunError, SparseBayesError, Terminated
 from sparsebayes.nas import Genotype, Supernet
 from sparsebayes.recipe import SearchRecipe, dump_recipe, parse_recipe
 from sparsebayes.train import search as search_module
 from sparsebayes.train import search_run
+from sparsebayes.train.export import export_point
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.run import run_recipe
 from sparsebayes.train.search import Searcher
@@ -283,6 +284,21 @@ def test_a_space_made_in_python_travels_with_the_network(tmp_path):
     assert genotype.search_space.name == "mine"
     (tmp_path / "searchspaces.py").unlink()
     assert sparsebayes.load(folder)(torch.zeros(1, 1, 12, 12)).shape == (1, 2)
+
+
+def test_the_network_that_was_found_can_be_exported(tmp_path):
+    folder = run_recipe(recipe(search__epochs=1), out=tmp_path / "run", quiet=True)
+    written = export_point(folder, legacy=True)
+    assert written == folder / "export-found"
+    assert (written / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert (written / "model.onnx").stat().st_size > 0
+    with pytest.raises(
+        RunError, match="has compressed nothing yet, so there is one network to export; leave out --point"
+    ):
+        export_point(folder, point=1, legacy=True)
+    shutil.rmtree(folder / "found")
+    with pytest.raises(RunError, match="has not trained the network that it found yet; resume it"):
+        export_point(folder, legacy=True)
 
 
 def test_search_then_compression_in_one_run(tmp_path):
