@@ -17,7 +17,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -45,6 +45,35 @@ def by_hand(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Non
         optimizer.zero_grad()
         F.cross_entropy(model(images[rows]), labels[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+
+
+def timed_in_turns(
+    loops: Mapping[str, Callable[[], object]], pairs: int, device: torch.device
+) -> dict[tuple[str, str], list[float]]:
+    """Run every loop once to warm up, then in turns, each pair in the other order than the last.
+
+    Returns:
+        Name of a loop and of a clock to seconds, one value for each pair.
+    """
+    clocks = {"seconds": time.perf_counter} | (
+        {"CPU seconds": time.process_time} if device.type == "cpu" else {}
+    )
+    times: dict[tuple[str, str], list[float]] = {(name, clock): [] for name in loops for clock in clocks}
+    order = list(loops)
+    for loop in loops.values():
+        loop()
+    for _ in range(pairs):
+        for name in order:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            starts = {clock: read() for clock, read in clocks.items()}
+            loops[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            for clock, read in clocks.items():
+                times[name, clock].append(read() - starts[clock])
+        order.reverse()
+    return times
 
 
 def main() -> int:
@@ -80,24 +109,8 @@ def main() -> int:
         # Channels last, as ours: the layout is not what is compared.
         "by hand": lambda: by_hand(fast_layout_(models["by hand"]), images, labels),
     }
-    clocks = {"seconds": time.perf_counter} | (
-        {"CPU seconds": time.process_time} if device.type == "cpu" else {}
-    )
-    times: dict[tuple[str, str], list[float]] = {(name, clock): [] for name in loops for clock in clocks}
-    order = list(loops)
-    for loop in loops.values():
-        loop()
-    for _ in range(arguments.pairs):
-        for name in order:
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            starts = {clock: read() for clock, read in clocks.items()}
-            loops[name]()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            for clock, read in clocks.items():
-                times[name, clock].append(read() - starts[clock])
-        order.reverse()
+    times = timed_in_turns(loops, arguments.pairs, device)
+    clocks = list(dict.fromkeys(clock for _, clock in times))
     rounds = tuple(range(arguments.pairs))
     task = f"{arguments.model} on {len(train):,} images of {arguments.data}, one epoch"
     rows = [Row(task, name, clock, tuple(found), rounds) for (name, clock), found in times.items()]

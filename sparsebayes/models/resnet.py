@@ -16,6 +16,8 @@ stages always stay; option B leaves all of them free. It is the default here (85
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -134,61 +136,9 @@ class ResNet(nn.Module):
         return logits
 
 
-def resnet18(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    input_size: int = 32,
-    width: float = 1.0,
-    shortcut: str = "B",
-) -> ResNet:
-    """ResNet-18 with a CIFAR stem: four stages of two blocks, 64 to 512 channels. Options as in `ResNet`."""
-    return ResNet(
-        (2, 2, 2, 2),
-        (64, 128, 256, 512),
-        in_channels=in_channels,
-        num_classes=num_classes,
-        input_size=input_size,
-        width=width,
-        shortcut=shortcut,
-    )
-
-
-def resnet20(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    input_size: int = 32,
-    width: float = 1.0,
-    shortcut: str = "B",
-) -> ResNet:
-    """ResNet-20 for CIFAR: three stages of three blocks, 16 to 64 channels. Options as in `ResNet`."""
-    return ResNet(
-        (3, 3, 3),
-        (16, 32, 64),
-        in_channels=in_channels,
-        num_classes=num_classes,
-        input_size=input_size,
-        width=width,
-        shortcut=shortcut,
-    )
-
-
-def resnet56(
-    *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    input_size: int = 32,
-    width: float = 1.0,
-    shortcut: str = "B",
-) -> ResNet:
-    """ResNet-56 for CIFAR: three stages of nine blocks, 16 to 64 channels. Options as in `ResNet`."""
-    return ResNet(
-        (9, 9, 9),
-        (16, 32, 64),
-        in_channels=in_channels,
-        num_classes=num_classes,
-        input_size=input_size,
-        width=width,
-        shortcut=shortcut,
-    )
+resnet18 = partial(ResNet, (2, 2, 2, 2), (64, 128, 256, 512))
+"""ResNet-18 with a CIFAR stem: four stages of two blocks, 64 to 512 channels. Options as in `ResNet`."""
+resnet20 = partial(ResNet, (3, 3, 3), (16, 32, 64))
+"""ResNet-20 for CIFAR: three stages of three blocks, 16 to 64 channels. Options as in `ResNet`."""
+resnet56 = partial(ResNet, (9, 9, 9), (16, 32, 64))
+"""ResNet-56 for CIFAR: three stages of nine blocks, 16 to 64 channels. Options as in `ResNet`."""

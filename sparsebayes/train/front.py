@@ -3,8 +3,8 @@
 >>> dense = Point(0, params=1000, macs=9000, heldout_loss=0.030, standard_error=0.004, heldout_error=0.008)
 >>> small = Point(1, params=100, macs=800, heldout_loss=0.033, standard_error=0.004, heldout_error=0.009)
 >>> tiny = Point(2, params=10, macs=90, heldout_loss=0.090, standard_error=0.008, heldout_error=0.025)
->>> within_band([dense, small, tiny])[0].point
-1
+>>> round(band_limit([dense, small, tiny]), 3), [p.point for p in (dense, small, tiny) if p.heldout_loss <= 0.034]
+(0.034, [0, 1])
 """
 
 from __future__ import annotations

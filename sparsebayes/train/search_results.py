@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-import sparsebayes
-from sparsebayes.cost import cost
-from sparsebayes.export import check_onnx, compare_latency, export_onnx
-from sparsebayes.files import copy_file, write_atomically
+from sparsebayes.files import copy_file
 from sparsebayes.nas.genotype import Genotype
 from sparsebayes.nas.tabular import BenchTable
 from sparsebayes.recipe.search_schema import SearchRecipe
-from sparsebayes.report.provenance import library_versions, machine_hardware
-from sparsebayes.train.evaluation import evaluate
+from sparsebayes.train.measuring import export_networks, figures, write_environment
 from sparsebayes.train.search import WithSwitches
 from sparsebayes.train.search_setup import Setting
 
@@ -46,25 +39,8 @@ def search_results(
     report: dict[str, Any] = {"name": recipe.name, "task": recipe.task}
     networks = {"dense": WithSwitches(setting.supernet, switches), "compact": network}
     for name, model in networks.items():
-        tested = evaluate(model, setting.test)
-        spent = cost(model, loaders.example)
-        report[name] = {
-            "test_error": tested.error,
-            "test_loss": tested.loss,
-            "params": spent.params,
-            "macs": spent.macs,
-            "onnx_bytes": None,
-            "latency_ms_batch1": None,
-            "latency_ms_batch64": None,
-        }
-    if recipe.export.onnx:
-        _export(recipe, network, report["compact"], next(iter(setting.test))[0].cpu(), folder)
-    environment = {
-        "versions": {"sparsebayes": sparsebayes.__version__, **library_versions()},
-        "machine": platform.machine(),
-        "processor": machine_hardware(),
-        "threads": torch.get_num_threads(),
-    }
+        report[name] = figures(model, setting.test, loaders.example)
+    export_networks(recipe, {"compact": network}, {"compact": folder / "model.onnx"}, report, setting.test)
     report.update(
         widths={},
         seed=recipe.seed,
@@ -72,10 +48,9 @@ def search_results(
         data=recipe.data.name,
         num_test_images=setting.test.num_data,
         device=str(loaders.example.device),
-        versions=environment["versions"],
+        versions=write_environment(folder),
         **about_search(recipe, genotype, setting.table),
     )
-    write_atomically(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
     return report
 
 
@@ -106,19 +81,3 @@ def about_search(recipe: SearchRecipe, genotype: Genotype, table: BenchTable | N
             "ranks": dict(judged.ranks),
         }
     return found
-
-
-def _export(
-    recipe: SearchRecipe, network: nn.Module, figures: dict[str, Any], images: Tensor, folder: Path
-) -> None:
-    """Write and check model.onnx, and time it."""
-    path = folder / "model.onnx"
-    options = recipe.export
-    written = export_onnx(network, images[:1], path, legacy=options.legacy, opset=options.opset)
-    figures.update(
-        onnx_bytes=written.bytes, onnx_exporter=written.exporter, onnx_error=check_onnx(path, network, images)
-    )
-    if recipe.evaluate.latency:
-        for batch in recipe.evaluate.batch_sizes:
-            times = compare_latency({"model": path}, batch=batch, threads=recipe.evaluate.threads)
-            figures[f"latency_ms_batch{batch}"] = times["model"]

@@ -37,26 +37,19 @@ from sparsebayes.train.distributed import (
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.front import read_front
 from sparsebayes.train.run import run_recipe
+from tests.train.conftest import CORNERS
 
-TASK = '''
-import torch
-from torch import nn
-from sparsebayes.data import Dataset, Images, Loader, load
+TASK = (
+    CORNERS
+    + '''
+from sparsebayes.data import Loader, load
 from sparsebayes.models import build
 from sparsebayes.recipe.schema import TrainSection
 from sparsebayes.train.fit import Phase, fit_
 
-def _images(seed, num):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(num) % 3
-    images = torch.randint(0, 90, (num, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    for label, (row, column) in enumerate([(0, 0), (0, 4), (4, 0)]):
-        images[labels == label, :, row:row + 4, column:column + 4] += 100
-    return Images(images, labels)
-
-def data():
+def odd():
     # The last batch of 27 has one image, and is left out; 331 - 60 - 27 * 10 = 1.
-    return Dataset("corners", _images(0, 331), _images(1, 120), 3, (0.3,), (0.3,))
+    return data(331)
 
 class Net(nn.Module):
     """Computes in float64, so that the order of sums leaves no trace."""
@@ -87,6 +80,7 @@ def mnist_losses():
     end = fit_(model, train, heldout, phase, TrainSection(), on_epoch=lambda epoch: seen.append(epoch.train_loss))
     return [*seen, end.loss]
 '''
+)
 
 # Each process writes down what it decides, and a process can be told to die within a phase.
 WORKER = """
@@ -127,7 +121,7 @@ RECIPE = """
 version: 1
 name: corners
 device: cpu
-data: {name: "shared_task:data", holdout: 60, batch_size: 27, augment: shift}
+data: {name: "shared_task:odd", holdout: 60, batch_size: 27, augment: shift}
 model: {name: "shared_task:Net"}
 groups: units
 curvature: {num_images: 121, estimator: exact}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,21 +22,6 @@ from sparsebayes.train.run import run_recipe
 from sparsebayes.train.switched import Switched, gate_energy, make_posterior
 
 USER_CODE = """
-import torch
-from torch import nn
-from sparsebayes.data import Dataset, Images
-
-def corners(seed, num):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(num) % 3
-    images = torch.randint(0, 90, (num, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    for label, (row, column) in enumerate([(0, 0), (0, 4), (4, 0)]):
-        images[labels == label, :, row:row + 4, column:column + 4] += 100
-    return Images(images, labels)
-
-def data():
-    return Dataset("corners", corners(0, 300), corners(1, 120), 3, (0.3,), (0.3,))
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -71,13 +56,9 @@ evaluate: {latency: false}
 
 
 @pytest.fixture(autouse=True)
-def _user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def _user_code(corners_module: Callable[[str, str], None]) -> None:
     """A module of the user's, importable from the folder where the user works."""
-    (tmp_path / "drawn_task.py").write_text(USER_CODE)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    yield
-    sys.modules.pop("drawn_task", None)
+    corners_module("drawn_task", USER_CODE)
 
 
 def recipe(*overrides: str) -> Recipe:

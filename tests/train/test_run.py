@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,21 +22,6 @@ from sparsebayes.train.lock import locked
 from sparsebayes.train.run import run_recipe
 
 USER_CODE = """
-import torch
-from torch import nn
-from sparsebayes.data import Dataset, Images
-
-def corners(seed, num):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(num) % 3
-    images = torch.randint(0, 90, (num, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    for label, (row, column) in enumerate([(0, 0), (0, 4), (4, 0)]):
-        images[labels == label, :, row:row + 4, column:column + 4] += 100
-    return Images(images, labels)
-
-def data():
-    return Dataset("corners", corners(0, 300), corners(1, 120), 3, (0.3,), (0.3,))
-
 def bad_labels():
     train = corners(0, 300)
     return Dataset("bad", Images(train.images, train.labels + 2), corners(1, 120), 5, (0.3,), (0.3,))
@@ -85,13 +70,9 @@ evaluate: {latency: false}
 
 
 @pytest.fixture(autouse=True)
-def _user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def _user_code(corners_module: Callable[[str, str], None]) -> None:
     """A module of the user's, importable from the folder where the user works."""
-    (tmp_path / "tiny_task.py").write_text(USER_CODE)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    yield
-    sys.modules.pop("tiny_task", None)
+    corners_module("tiny_task", USER_CODE)
 
 
 def recipe(*overrides: str) -> Recipe:
