@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsebayes.errors import RunError
+from sparsebayes.files import write_atomically
 from sparsebayes.report.benchmarks import render_page
-from sparsebayes.report.files import read_text, write_text
+from sparsebayes.report.files import read_text
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         text = render_page(options.docs / "benchmarks")
         if not options.check:
-            write_text(page, text)
+            write_atomically(page, text)
         elif not page.exists() or read_text(page) != text:
             print(f"{page} is out of date; run python tools/render_benchmarks.py", file=sys.stderr)
             return 1
