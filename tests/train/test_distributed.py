@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -232,7 +233,9 @@ def test_a_death_ends_all_and_a_restart_and_a_resumption_go_on(place: Path, two:
     arguments = ("corners.yaml", "--out", "died")
     died = torchrun(place, *arguments, restarts=1, deaths="cycle 1,finetune")
     assert died.returncode != 0
-    assert died.stderr.count("another process of the run is gone") == 2, died.stderr
+    # torchrun's SIGTERM follows a death so soon that it may come before the broken connection is seen.
+    said = re.findall(r"another process of the run is gone|^terminated$", died.stderr, re.MULTILINE)
+    assert len(said) == 2, died.stderr
     assert died.stdout.count("point 0:") == 1, "the restart began anew"
     assert read_front(place / "died" / "pareto.json")[-1].point >= 2
     assert (place / "died" / "checkpoint.pt").is_file()
