@@ -101,11 +101,11 @@ class Block:
         Returns:
             Of shape `[K, n, *shape of the parameter]`.
         """
-        if not self.tracked(name):
-            return self.entries(name, self.whole)
-        if not self._capture.scalings:
-            return self._v.new_zeros(self.num_passes, self.num_images, *self._values[name].shape)
-        return self._scaled(derivatives(self._capture.scalings, self._parameters[name]), self.whole)
+        # A layer may read it too, as its weight or bias: uses are summed.
+        found = self.entries(name, self.whole)
+        if not self.tracked(name) or not self._capture.scalings:
+            return found
+        return found + self._scaled(derivatives(self._capture.scalings, self._parameters[name]), self.whole)
 
     def squares(
         self, name: str, images: slice, *, fourth: bool, tune: bool = False

@@ -200,6 +200,25 @@ def test_a_buffer_as_long_as_the_batch_is_no_activation() -> None:
     _assert_equal(found.diagonal, expected[0])
 
 
+def test_a_switch_that_a_layer_reads_as_its_bias_is_summed_over_both_uses() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+            self.leave = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.leave(self.fc.bias * self.fc(x).tanh())
+
+    torch.manual_seed(0)
+    model = Both().double()
+    x, y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    names = ["fc.bias", "leave.bias"]
+    found = switch_curvature(model, names, [(x, y)], num_data=4, estimator="exact")
+    assert found.matrix is not None
+    _assert_equal(found.matrix, ggn_matrix(model, names, x, y))
+
+
 def test_a_switch_that_nothing_reads_has_no_curvature() -> None:
     model, x = _cell("scalars", 4)
     model.spare = nn.Parameter(torch.ones(2, dtype=torch.float64))
