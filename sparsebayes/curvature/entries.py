@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from sparsebayes.curvature.factors import Factor, Starts
 from sparsebayes.curvature.halves import Halves
 from sparsebayes.curvature.images import Batches, check_num_data
+from sparsebayes.curvature.layers import at_least_float32
 from sparsebayes.curvature.sweep import Sweep
 from sparsebayes.curvature.workers import add_up_, number_of_workers, worker_seed
 from sparsebayes.errors import NumericsError, RecipeError
@@ -135,19 +136,20 @@ def entry_curvature(  # noqa: PLR0913
         raise RecipeError(f"expected a number of images, 'auto' or None, got num_images={num_images!r}")
     limit = num_images if isinstance(num_images, int) else None
     starts = Starts(likelihood, estimator, factor, draws, worker_seed(seed))
-    total: dict[str, Tensor] = {}
     next_look = 1.0
     # Every worker decides for itself, without waiting for others: with W of them it needs 1/W of the precision.
     enough = tolerance * number_of_workers() ** 0.5
     with Sweep(model, names, starts=starts, importance=importance) as sweep:
-        halves = Halves(names, sweep.device)
+        halves = Halves(sweep.parameters)
+        # Zeros for every parameter: a sweep over chosen images may keep none.
+        total = {name: at_least_float32(torch.zeros_like(p)) for name, p in sweep.parameters.items()}
         for number, block in enumerate(sweep.blocks(batches, limit)):
             for half, images in block.halves(number):
                 halves.count(half, images)
                 for name in names:
                     q, _ = block.squares(name, images, fourth=False, tune=tune)
                     halves.add(name, half, q)
-                    total[name] = total[name].add_(q) if name in total else q
+                    total[name].add_(q)
             if auto and sweep.num_images >= next_look:
                 if halves.error() <= enough:
                     break

@@ -1,12 +1,14 @@
 """The sampling error of large sums without their squares: two halves of the images, compared at some entries.
 
-With means a and b of the two halves, (a + b) / 2 is the estimate and (a - b) / 2 has its standard error as its own
-standard deviation, whatever the noise came from: |a - b| / |a + b| is the relative error, in norms over entries.
+With means a and b over halves of m and n images, the estimate is (m a + n b) / (m + n), and
+(a - b) sqrt(m n) / (m + n) has its standard error as its own standard deviation, whatever the noise came from: the
+relative error is the ratio of their norms over entries, |a - b| / |a + b| for halves of one size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from math import gcd
 from typing import final
 
 import torch
@@ -23,15 +25,17 @@ class Halves:
     """Sums of some entries of every parameter, over two halves of the images.
 
     Args:
-        names: the parameters.
-        device: where the sums are.
+        parameters: the parameters by name, at least one; their sums are where they are.
     """
 
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._sizes: dict[str, float] = {}
-        self._names = list(names)
-        self._counts = torch.zeros(2, dtype=torch.float64, device=device)
+        self._steps: dict[str, int] = {}
+        for name, values in parameters.items():
+            self._steps[name] = _step(values.numel())
+            count = len(range(0, values.numel(), self._steps[name]))
+            self._sums[name] = torch.zeros(2, count, dtype=torch.float64, device=values.device)
+        self._counts = next(iter(self._sums.values())).new_zeros(2)
 
     def add(self, name: str, half: int, q: Tensor) -> None:
         """Add the sum over some images.
@@ -41,13 +45,7 @@ class Halves:
             half: 0 or 1.
             q: the sum, of the parameter's shape.
         """
-        # An odd step, so that it falls on all places of dims that are powers of two.
-        step = q.numel() // _ENTRIES | 1
-        some = q.flatten()[::step]
-        if name not in self._sums:
-            self._sums[name] = torch.zeros(2, some.numel(), dtype=torch.float64, device=q.device)
-            self._sizes[name] = q.numel() / max(some.numel(), 1)
-        self._sums[name][half] += some
+        self._sums[name][half] += q.flatten()[:: self._steps[name]]
 
     def count(self, half: int, images: slice) -> None:
         """Count images whose sums are added to a half."""
@@ -55,7 +53,7 @@ class Halves:
 
     def tensors(self) -> list[Tensor]:
         """What workers add up."""
-        return [*(self._sums[name] for name in self._names if name in self._sums), self._counts]
+        return [*self._sums.values(), self._counts]
 
     def error(self, name: str | None = None) -> float:
         """Relative standard error of one parameter's sums, or of all together.
@@ -69,8 +67,17 @@ class Halves:
         if not bool((self._counts > 0).all()):
             return float("inf")
         difference = norm = torch.zeros((), dtype=torch.float64, device=self._counts.device)
-        for one in self._names if name is None else [name]:
-            means = self._sums[one] / self._counts.unsqueeze(1)
-            difference = difference + (means[0] - means[1]).square().sum() * self._sizes[one]
-            norm = norm + (means[0] + means[1]).square().sum() * self._sizes[one]
-        return float((difference / norm).sqrt()) if float(norm) > 0 else 0.0
+        for one in self._sums if name is None else [name]:
+            sums, step = self._sums[one], self._steps[one]
+            means = sums / self._counts.unsqueeze(1)
+            difference = difference + (means[0] - means[1]).square().sum() * step
+            norm = norm + sums.sum(0).square().sum() * step
+        return float((difference * self._counts.prod() / norm).sqrt()) if float(norm) > 0 else 0.0
+
+
+def _step(count: int) -> int:
+    """Distance of the entries that are compared: it has no divisor in common with any dim, and so meets all places."""
+    step = max(count // _ENTRIES, 1)
+    while gcd(step, count) > 1:
+        step += 1
+    return step

@@ -130,8 +130,9 @@ def pools(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
             yield _joined(held)
             held, count = [], 0
             x, y = x[need:], y[need:]
-        held.append((x, y))
-        count += len(x)
+        if len(x):
+            held.append((x, y))
+            count += len(x)
     if held:
         yield _joined(held)
 

@@ -88,7 +88,7 @@ def probe_curvature(
     total: dict[str, Tensor] = {}
     with Sweep(model, names, starts=starts) as sweep:
         model.train(training)
-        halves = Halves(names, sweep.device)
+        halves = Halves(sweep.parameters)
         chosen = [dict(model.named_parameters())[name] for name in names]
         parts = _parts(first_images(batches, num_images), 1 if training else groups)
         for number, (images, y) in enumerate(parts):

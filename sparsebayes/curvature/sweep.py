@@ -105,6 +105,11 @@ class Sweep:
         self._stack = ExitStack()
 
     @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters of interest by name, without gradients."""
+        return {name: parameter.detach() for name, parameter in self._parameters.items()}
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(iter(self._parameters.values())).device
@@ -188,7 +193,8 @@ class Sweep:
             traces = curvature_traces(torch.cat(logits), self._starts.likelihood)
             chances = inclusion(traces, self._importance)
             chosen = choose(chances, float(torch.rand((), generator=self._generator)))
-            for some in torch.split(chosen, size):
+            for start in range(0, len(chosen), size):  # none, where a small pool keeps no image
+                some = chosen[start : start + size]
                 there = some.to(x.device)
                 yield self._block(x[there], y[some.to(y.device)], first, chances[some])
 

@@ -90,24 +90,22 @@ def switch_curvature(
     """
     check_num_data(num_data)
     names = list(dict.fromkeys(switches))
-    first = second = product = None
     starts = Starts(likelihood, estimator, factor, draws, worker_seed(seed))
     with Sweep(model, names, switches=names, starts=starts, importance=importance) as sweep:
+        count = sum(parameter.numel() for parameter in sweep.parameters.values())
+        first, second = torch.zeros(2, count, dtype=torch.float64, device=sweep.device)
+        product = first.new_zeros((count, count) if matrix else 0)
         for block in sweep.blocks(batches, num_images):
             rows = _rows(block, names).double()  # [K, n, E]
-            if first is None or second is None or product is None:
-                first, second = rows.new_zeros(2, rows.shape[2])
-                product = rows.new_zeros(rows.shape[2], rows.shape[2]) if matrix else rows.new_zeros(0)
             q = rows.square().sum(0)  # [n, E]
             first += q.sum(0)
             second += q.square().sum(0)
             if matrix:
                 flat = rows.flatten(0, 1)
                 product.addmm_(flat.T, flat)
-    assert first is not None and second is not None and product is not None, "a sweep has at least one image"
-    count = torch.tensor(float(sweep.num_images), dtype=torch.float64, device=sweep.device)
-    add_up_(first, second, product, count)
-    used = int(count)
+        num_seen = torch.tensor(float(sweep.num_images), dtype=torch.float64, device=sweep.device)
+    add_up_(first, second, product, num_seen)
+    used = int(num_seen)
     _check_finite(first, model, names)
     full = product * (num_data / used) if matrix else None
     return from_sums(first, second, used, num_data, sweep.dtype, matrix=full)

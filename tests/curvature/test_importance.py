@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsebayes.curvature import entry_curvature, gate_curvature
+from sparsebayes.curvature import entry_curvature, gate_curvature, switch_curvature
 from sparsebayes.curvature.exact import LOSSES, ggn_diagonal, output_hessian
 from sparsebayes.curvature.importance import choose, curvature_traces, inclusion, pool_size
 from sparsebayes.errors import RecipeError
@@ -123,3 +123,53 @@ def test_shares_that_are_none_are_refused(share: float) -> None:
         RecipeError, match="expected a share of the images above 0 and at most 1, got importance="
     ):
         entry_curvature(model, ["0.weight"], [(x, y)], num_data=4, importance=share)
+
+
+def test_a_pool_that_keeps_no_image_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = _fitted(65)
+    monkeypatch.setattr("sparsebayes.curvature.importance._POOL", 64)
+    options = {"num_data": 65, "importance": 0.02}
+    # The last pool is one image, which is kept with a chance of 0.02.
+    whole = entry_curvature(model, ["0.weight"], [(x, y)], **options)
+    first = entry_curvature(model, ["0.weight"], [(x[:64], y[:64])], **options)
+    assert whole.num_images == 65
+    torch.testing.assert_close(whole["0.weight"] * 65, first["0.weight"] * 64, rtol=1e-12, atol=0)
+
+
+def test_no_image_kept_at_all_gives_zeros() -> None:
+    model, x, y = _fitted(1)
+    options = {"num_data": 5, "importance": 0.01}
+    names = [name for name, _ in model.named_parameters()]
+    found = entry_curvature(model, names, [(x, y)], **options)
+    assert set(found) == set(names) and found.num_images == 1 and found.relative_error == float("inf")
+    assert all(
+        not bool(found[name].any()) and found[name].shape == p.shape for name, p in model.named_parameters()
+    )
+    assert not bool(gate_curvature(model, make_grouping(model, "rows"), [(x, y)], **options).diagonal.any())
+    matrix = switch_curvature(model, ["0.bias", "2.bias"], [(x, y)], **options).matrix
+    assert matrix is not None and matrix.shape == (9, 9) and not bool(matrix.any())
+
+
+def test_switches_from_chosen_images_average_to_the_matrix() -> None:
+    model, x, y = _fitted(60)
+    names = ["0.bias", "2.bias"]
+    expected = switch_curvature(model, names, [(x, y)], num_data=60, estimator="exact").matrix
+    found = [
+        switch_curvature(
+            model, names, [(x, y)], num_data=60, estimator="exact", importance=0.3, seed=seed
+        ).matrix
+        for seed in range(200)
+    ]
+    assert expected is not None
+    average = torch.stack(found).mean(0)
+    assert float((average - expected).norm() / expected.norm()) < 0.05
+
+
+def test_images_that_fill_their_pools_leave_no_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = _fitted(128)
+    monkeypatch.setattr("sparsebayes.curvature.importance._POOL", 64)
+    options = {"num_data": 128, "importance": 0.3}
+    expected = entry_curvature(model, ["0.weight"], [(x, y)], **options)
+    batches = list(zip(x.split(32), y.split(32), strict=True))
+    found = entry_curvature(model, ["0.weight"], batches, **options)
+    torch.testing.assert_close(found["0.weight"], expected["0.weight"], rtol=1e-10, atol=1e-12)
