@@ -249,7 +249,8 @@ def _pairs(g: Tensor, x: Tensor, geometry: Geometry, fourth: bool) -> Sums:
         twice = torch.where(one == other, 1.0, 2.0).to(x.dtype).view(-1, 1, 1)
         left = (there[one] * there[other] * twice).flatten(0, 1)
         found.append(left.T @ (here[one] * here[other]).flatten(0, 1))
-    return torch.stack(found, dim=2).view(geometry.weight), None
+    # Terms of both signs: where they cancel, rounding may leave less than nothing.
+    return torch.stack(found, dim=2).view(geometry.weight).clamp_(min=0), None
 
 
 def _seen(

@@ -120,3 +120,16 @@ def _listening(name: str, way: kernels.Way, used: list[str]) -> kernels.Way:
         return way(g, x, geometry, fourth)
 
     return run
+
+
+def test_gradients_that_cancel_between_positions_leave_no_negative_square() -> None:
+    geometry = Geometry((8, 8, 1), (1,), ((0, 0),), (1,), 1)
+    generator = torch.Generator().manual_seed(0)
+    g = torch.randn(1, 4, 8, 1, generator=generator)
+    x = torch.randn(4, 8, 1, generator=generator)
+    # The second position takes away what the first adds, up to a rounding error.
+    g, x = torch.cat([g, -g], 3), torch.cat([x, x * (1 + 1e-6)], 2)
+    found, _ = ways(g, x, geometry, False)["pairs"](g, x, geometry, False)
+    assert bool((found >= 0).all())
+    exact, _ = _looped(g.double(), x.double(), geometry)
+    assert float((found.double() - exact).abs().max()) < 1e-5
