@@ -6,6 +6,7 @@ uses; any other from `fallback.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import final
 
 import torch
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 
 from sparsebayes.curvature.capture import Capture
 from sparsebayes.curvature.fallback import per_image_gradients
-from sparsebayes.curvature.layers import Call, SliceCall, at_least_float32
+from sparsebayes.curvature.layers import Call, SliceCall
 from sparsebayes.curvature.scaling import derivatives
-from sparsebayes.curvature.squares import sum_squares
+from sparsebayes.curvature.squares import SquareSums, at_least_float32, slices, squared_passes
 
 __all__ = ["Block"]
 
-# Numbers that the fallback may keep for a whole block, so that it runs once rather than once per question.
+# Numbers that the fallback may keep at a time.
 _FALLBACK_KEPT = 1 << 26
 
 
@@ -51,9 +52,13 @@ class Block:
         self._capture = capture
         self._untracked = sorted(untracked)
         self._scale = scale
-        self._kept: dict[str, Tensor] = {}
         self._parameters = dict(model.named_parameters())
         self._values = {name: p.detach() for name, p in self._parameters.items()}
+        self._released = False
+        self._kept: dict[str, Tensor] = {}
+        self._range = slice(0, 0)  # of images whose gradients are kept
+        volume = self.num_passes * sum(self._values[name].numel() for name in self._untracked)
+        self._range_size = max(1, min(self.num_images, _FALLBACK_KEPT // max(volume, 1)))
 
     def value(self, name: str) -> Tensor:
         """A parameter, without gradients."""
@@ -65,6 +70,7 @@ class Block:
 
     def calls(self, name: str) -> list[Call]:
         """The recorded calls of a tracked parameter; none if the outputs do not depend on it."""
+        assert not self._released, "a block is valid until the next one is asked for"
         return self._capture.calls_of(name)
 
     def sliceable(self, name: str) -> bool:
@@ -83,14 +89,36 @@ class Block:
         """
         if self.tracked(name):
             return self._add(name, [call.entries(name, images) for call in self.calls(name)], images)
-        volume = sum(self._values[other].numel() for other in self._untracked)
-        if self.num_passes * self.num_images * volume > _FALLBACK_KEPT:
-            found = per_image_gradients(self._model, [name], self._x[images], self._v[:, images])[name]
-            return self._scaled(found, images)
-        if not self._kept:
-            found_all = per_image_gradients(self._model, self._untracked, self._x, self._v)
-            self._kept = {other: self._scaled(found, self.whole) for other, found in found_all.items()}
-        return self._kept[name][:, images]
+        if not (self._range.start <= images.start and images.stop <= self._range.stop):
+            self._fall_back(images)
+        start = self._range.start
+        return self._kept[name][:, images.start - start : images.stop - start]
+
+    def ranges(self, images: slice) -> Iterator[slice]:
+        """Split images so that the gradients of all untracked parameters can be kept for a range at a time.
+
+        Whoever asks for all parameters range by range has the network run once for each image; in any other
+        order it is run anew for each parameter.
+
+        Args:
+            images: a range of the block's.
+        """
+        start = images.start
+        while start < images.stop:
+            stop = min(images.stop, (start // self._range_size + 1) * self._range_size)
+            yield slice(start, stop)
+            start = stop
+
+    def _fall_back(self, images: slice) -> None:
+        """Compute the gradients of all untracked parameters, and keep them for the range that holds some images."""
+        first = images.start // self._range_size * self._range_size
+        self._range = slice(first, min(first + self._range_size, self.num_images))
+        if images.stop > self._range.stop:  # asked for without regard to ranges
+            self._range = images
+        self._kept = {}  # before the next are made
+        x, v = self._x[self._range], self._v[:, self._range]
+        found = per_image_gradients(self._model, self._untracked, x, v)
+        self._kept = {name: self._scaled(gradients, self._range) for name, gradients in found.items()}
 
     def switches(self, name: str) -> Tensor:
         """Derivatives with respect to a parameter that multiplies activations.
@@ -107,24 +135,26 @@ class Block:
             return found
         return found + self._scaled(derivatives(self._capture.scalings, self._parameters[name]), self.whole)
 
-    def squares(
-        self, name: str, images: slice, *, fourth: bool, tune: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Sum q = sum_k (gradient)^2, and q^2, over images, entry by entry.
+    def add_squares_(self, sums: SquareSums, name: str, images: slice, *, tune: bool = False) -> None:
+        """Add q = sum_k (gradient)^2, and q^2, of some images, entry by entry.
 
         Args:
+            sums: of the parameter.
             name: the parameter.
             images: m of the block's images, at least one.
-            fourth: whether sum q^2 is wanted too.
             tune: where there are several ways, time them.
-
-        Returns:
-            sum_n q and sum_n q^2 (or None), of the parameter's shape.
         """
         if self.tracked(name) and len(self.calls(name)) == 1:
-            return self.calls(name)[0].squares(name, images, fourth=fourth, tune=tune)
-        volume = self.num_passes * self._values[name].numel()
-        return sum_squares(lambda part: self.entries(name, part), images, volume, self.device, fourth=fourth)
+            self.calls(name)[0].add_squares_(sums, name, images, tune=tune)
+        elif not self.tracked(name) or self.calls(name):  # else the outputs do not depend on it
+            for part in slices(images, self.volume(name), self.device):
+                sums.add_(squared_passes(self.entries(name, part)))
+
+    def volume(self, name: str) -> int:
+        """Numbers in the largest temporary that a parameter's derivatives of one image need."""
+        own = self.num_passes * self._values[name].numel()
+        calls = self.calls(name) if self.tracked(name) else []
+        return max([own, *(call.volume(name) for call in calls)])
 
     @property
     def whole(self) -> slice:
@@ -159,6 +189,13 @@ class Block:
         if self._scale is None:
             return gradients
         return gradients * self._scale[:, images].reshape(len(gradients), -1, *[1] * (gradients.ndim - 2))
+
+    def release(self) -> None:
+        """Forget the activations and their gradients; nothing can be asked for from then on."""
+        self._released = True
+        self._capture.calls.clear()
+        self._capture.scalings.clear()
+        self._kept = {}
 
     def _slice_calls(self, name: str) -> list[SliceCall]:
         found: list[SliceCall] = []

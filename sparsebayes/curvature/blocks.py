@@ -84,8 +84,9 @@ def block_curvature(
         sizes = [sum(len(own) for own in one.values()) for one in places]
         total = [torch.zeros(size, size, dtype=sweep.dtype, device=sweep.device) for size in sizes]
         for block in sweep.blocks(batches, num_images):
-            volume = sum(block.value(name).numel() for name in names) * block.num_passes
-            for images in slices(block.num_images, volume, sweep.device):
+            gradients = sum(block.value(name).numel() for name in names) * block.num_passes
+            volume = max([gradients, *(block.volume(name) for name in names)])
+            for images in slices(block.whole, volume, sweep.device):
                 flat = [block.entries(labels.parameter, images).flatten(0, 1) for labels in gates]
                 flat = [one.reshape(len(one), -1) for one in flat]  # [K m, entries]
                 for matrix, one in zip(total, places, strict=True):

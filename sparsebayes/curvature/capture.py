@@ -28,6 +28,7 @@ from sparsebayes.curvature.adjoint import convolve, gains
 from sparsebayes.curvature.kernels import Geometry
 from sparsebayes.curvature.layers import Call, ConvCall, LayerNormCall, LinearCall, NormCall
 from sparsebayes.curvature.scaling import Scaling, is_made_of, scale
+from sparsebayes.curvature.squares import at_least_float32
 from sparsebayes.errors import ModelError
 
 __all__ = ["Capture"]
@@ -178,7 +179,10 @@ class Capture(TorchFunctionMode):
 
         if weight is None or not is_grad_enabled():
             return run(input)
-        statistics = {"mean": running_mean, "inverse_std": (running_var + eps).rsqrt()}
+        statistics = {
+            "mean": at_least_float32(running_mean),
+            "inverse_std": (at_least_float32(running_var) + eps).rsqrt(),
+        }
         return self._record(NormCall, run, input, weight, bias, statistics)
 
     def _layer_norm(

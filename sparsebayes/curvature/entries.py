@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sparsebayes.curvature.factors import Factor, Starts
 from sparsebayes.curvature.halves import Halves
 from sparsebayes.curvature.images import Batches, check_num_data
-from sparsebayes.curvature.layers import at_least_float32
+from sparsebayes.curvature.squares import SquareSums
 from sparsebayes.curvature.sweep import Sweep
 from sparsebayes.curvature.workers import add_up_, number_of_workers, worker_seed
 from sparsebayes.errors import NumericsError, RecipeError
@@ -141,29 +141,28 @@ def entry_curvature(  # noqa: PLR0913
     enough = tolerance * number_of_workers() ** 0.5
     with Sweep(model, names, starts=starts, importance=importance) as sweep:
         halves = Halves(sweep.parameters)
-        # Zeros for every parameter: a sweep over chosen images may keep none.
-        total = {name: at_least_float32(torch.zeros_like(p)) for name, p in sweep.parameters.items()}
+        sums = {name: SquareSums(p, fourth=False) for name, p in sweep.parameters.items()}
         for number, block in enumerate(sweep.blocks(batches, limit)):
             for half, images in block.halves(number):
                 halves.count(half, images)
-                for name in names:
-                    q, _ = block.squares(name, images, fourth=False, tune=tune)
-                    halves.add(name, half, q)
-                    total[name].add_(q)
+                for some in block.ranges(images):
+                    for name in names:
+                        block.add_squares_(sums[name], name, some, tune=tune)
+                halves.add(half, sums)
             if auto and sweep.num_images >= next_look:
                 if halves.error() <= enough:
                     break
                 next_look = sweep.num_images * (1 + _PATIENCE)
-    return finish(total, halves, sweep, num_data, tolerance if auto else None)
+    return finish(sums, halves, sweep, num_data, tolerance if auto else None)
 
 
 def finish(
-    total: dict[str, Tensor], halves: Halves, sweep: Sweep, num_data: int, tolerance: float | None
+    sums: Mapping[str, SquareSums], halves: Halves, sweep: Sweep, num_data: int, tolerance: float | None
 ) -> EntryCurvature:
     """Sum over the workers, scale, and refuse what is not finite.
 
     Args:
-        total: sums over this worker's images, by parameter.
+        sums: over this worker's images, by parameter.
         halves: the same over two halves.
         sweep: which went over the images.
         num_data: images in the whole data set.
@@ -173,9 +172,10 @@ def finish(
         NumericsError: a curvature is not finite.
     """
     count = torch.tensor(float(sweep.num_images), dtype=torch.float64, device=sweep.device)
+    total = {name: one.result()[0] for name, one in sums.items()}
     add_up_(*total.values(), *halves.tensors(), count)
     used = int(count)
-    result = {name: sums * (num_data / used) for name, sums in total.items()}
+    result = {name: q.mul_(num_data / used) for name, q in total.items()}
     for name, curvature in result.items():
         if not bool(torch.isfinite(curvature).all()):
             raise NumericsError(

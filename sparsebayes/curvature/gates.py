@@ -28,6 +28,7 @@ from sparsebayes.curvature.factors import Factor, Starts
 from sparsebayes.curvature.images import Batches, check_num_data
 from sparsebayes.curvature.parts import parts_of, reads_columns
 from sparsebayes.curvature.result import Curvature, from_sums
+from sparsebayes.curvature.squares import SquareSums
 from sparsebayes.curvature.sweep import Sweep
 from sparsebayes.curvature.workers import add_up_, worker_seed
 from sparsebayes.errors import GroupingError, NumericsError
@@ -89,9 +90,22 @@ def gate_curvature(
         parts = parts_of(grouping, sweep.device)
         first = torch.zeros(grouping.num_groups, dtype=torch.float64, device=sweep.device)
         second = torch.zeros_like(first)
+        # Single weights are squared as gradients; their values come in once, at the end.
+        names = [part.members[0].labels.parameter if part.single else "" for part in parts]
+        values = sweep.parameters
+        sums = {name: SquareSums(values[name], fourth=True) for name in names if name}
         for block in sweep.blocks(batches, num_images):
-            for part in parts:
-                q, q_squared = part.squares(block)
+            for images in block.ranges(block.whole):
+                for name, own in sums.items():
+                    block.add_squares_(own, name, images)
+                for part in parts:
+                    if not part.single:
+                        q, q_squared = part.squares(block, images)
+                        first[part.groups] += q
+                        second[part.groups] += q_squared
+        for part, name in zip(parts, names, strict=True):
+            if part.single:
+                q, q_squared = part.from_entries(sums[name], values[name])
                 first[part.groups] += q
                 second[part.groups] += q_squared
     used = torch.tensor(float(sweep.num_images), dtype=torch.float64, device=sweep.device)
@@ -148,9 +162,10 @@ def gate_rows(
                 dtype=sweep.dtype,
                 device=sweep.device,
             )
-            for part in parts:
-                for images in part.image_slices(block):
-                    rows[:, images, part.groups] = part.rows(block, images)
+            for some in block.ranges(block.whole):
+                for part in parts:
+                    for images in part.image_slices(block, some):
+                        rows[:, images, part.groups] = part.rows(block, images)
             found.append(rows)
     result = torch.cat(found, dim=1)
     _check_finite(result.sum((0, 1)), grouping)

@@ -14,6 +14,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from sparsebayes.curvature.squares import SquareSums
+
 __all__ = ["Halves"]
 
 # Entries of a parameter that are compared: their norms speak for all, and cost no memory of the parameters' size.
@@ -22,7 +24,7 @@ _ENTRIES = 4096
 
 @final
 class Halves:
-    """Sums of some entries of every parameter, over two halves of the images.
+    """Sums at some entries of every parameter, over two halves of the images.
 
     Args:
         parameters: the parameters by name, at least one; their sums are where they are.
@@ -37,15 +39,17 @@ class Halves:
             self._sums[name] = torch.zeros(2, count, dtype=torch.float64, device=values.device)
         self._counts = next(iter(self._sums.values())).new_zeros(2)
 
-    def add(self, name: str, half: int, q: Tensor) -> None:
-        """Add the sum over some images.
+    def add(self, half: int, sums: Mapping[str, SquareSums]) -> None:
+        """Add what sums have grown by since the last time.
 
         Args:
-            name: the parameter.
             half: 0 or 1.
-            q: the sum, of the parameter's shape.
+            sums: over all images so far, of every parameter.
         """
-        self._sums[name][half] += q.flatten()[:: self._steps[name]]
+        for name, step in self._steps.items():
+            seen = sums[name].sample(step).double()
+            # What the halves hold together is what the sums were.
+            self._sums[name][half] = seen - self._sums[name][1 - half]
 
     def count(self, half: int, images: slice) -> None:
         """Count images whose sums are added to a half."""

@@ -3,17 +3,16 @@
 For an image n with output gradients g_os at positions s and patches x_ps, the weight's gradient is
 sum_s g_os x_ps, and wanted is sum_n (sum_s g_os x_ps)^2. No way wins everywhere:
 
-| way     | what it does                                                                | wins where      |
-| ------- | --------------------------------------------------------------------------- | --------------- |
-| batched | one batched product for many images, then squares                           | small weights   |
-| loop    | the library's weight gradient, image by image                               | large maps      |
-| tiles   | image by image, but a tile of the weight at a time, which stays in the cache | large weights   |
-| pairs   | sum over pairs of positions (s, s') of (g_s g_s')^T (x_s x_s'), tap by tap  | a few positions |
+| way     | what it does                                                                    | wins where    |
+| ------- | ------------------------------------------------------------------------------- | ------------- |
+| batched | one batched product for many images, then squares                               | small weights |
+| loop    | the library's weight gradient, a few images at a time as groups of one call     | large maps    |
+| taps    | tap by tap of the kernel, from the positions at which it does not meet padding  | small maps    |
 
-`pairs` needs no per-image gradient at all, so that it costs nothing extra per image; a tap of the kernel sees only the
-positions at which it does not meet padding, which on a 2 x 2 map are 16 of 36. By default a rule chooses from the
-shapes, the same in every process, so that a resumed run repeats its numbers to the last bit; with `tune` the ways
-are timed once for each layer shape and device, and the winner is kept for the life of the process.
+`taps` reads 16 of the 36 positions that the taps of a 3 x 3 kernel have on a 2 x 2 map, and 100 of 144 on a 4 x 4
+map; see `products.py`. By default a rule chooses from the shapes, the same in every process, so that a resumed run
+repeats its numbers to the last bit; with `tune` the ways are timed once for each layer shape and device, and the winner
+is kept for the life of the process.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparsebayes.curvature.squares import slices, squared_passes
+from sparsebayes.curvature.products import add_squared_products_
+from sparsebayes.curvature.squares import SquareSums, slices, squared_passes
 
-__all__ = ["Geometry", "patches", "sum_squared_gradients", "ways"]
+__all__ = ["Geometry", "add_squared_gradients_", "num_patches", "patches", "ways"]
 
-Sums = tuple[Tensor, Tensor | None]
-Way = Callable[[Tensor, Tensor, "Geometry", bool], Sums]
+Way = Callable[[SquareSums, Tensor, Tensor, "Geometry"], None]
 
-# Numbers in a tile: it, its sums and its factors fit into one core's own cache.
-_TILE = 1 << 16
 # Entries of a weight up to which all images' gradients are formed at once.
 _SMALL_WEIGHT = 1 << 14
-# Positions of a map from which on the library's weight gradient is busy with one image, and up to which pairs of
-# positions are few.
+# Positions of a map from which on the library's weight gradient is busy with one image, and up to which an
+# accelerator goes tap by tap.
 _LARGE_MAP, _SMALL_MAP = 256, 4
+# Images that `loop` hands to the library together, and numbers in their gradients that a core's cache holds.
+_TOGETHER, _TOGETHER_NUMBERS = 4, 600_000
 # Images that a way is timed with.
 _TIMED_IMAGES = 16
 
@@ -73,55 +72,48 @@ class Geometry:
         return self.weight[2:]
 
 
-def sum_squared_gradients(
-    g: Tensor, x: Tensor, geometry: Geometry, *, fourth: bool, tune: bool = False
-) -> Sums:
-    """Sum q = sum_k (dF_k/dw)^2, and q^2, over images.
+def add_squared_gradients_(
+    sums: SquareSums, g: Tensor, x: Tensor, geometry: Geometry, *, tune: bool = False
+) -> None:
+    """Add q = sum_k (dF_k/dw)^2 of some images.
 
     Args:
+        sums: of the weight.
         g: gradients of the output, of shape `[K, n, O, *out]`.
         x: inputs, of shape `[n, I, *spatial]`.
         geometry: of the layer.
-        fourth: whether sum q^2 is wanted too.
         tune: time the ways, rather than choose by rule.
-
-    Returns:
-        sum_n q and sum_n q^2 (or None), of the weight's shape.
     """
-    candidates = ways(g, x, geometry, fourth)
+    candidates = ways(g, x, geometry)
     if len(candidates) == 1:
         name = next(iter(candidates))
     elif tune:
-        key = (geometry, x.shape[2:], len(g), fourth, x.device, x.dtype)
+        key = (geometry, x.shape[2:], len(g), sums.fourth, x.device, x.dtype)
         if key not in _WINNERS:
-            _WINNERS[key] = _fastest(candidates, g, x, geometry, fourth)
+            _WINNERS[key] = _fastest(candidates, sums.fourth, g, x, geometry)
         name = _WINNERS[key]
     else:
         name = _by_rule(candidates, g, x, geometry)
-    return candidates[name](g, x, geometry, fourth)
+    candidates[name](sums, g, x, geometry)
 
 
 # The one thing that is kept between calls: which way was the fastest. It changes results by rounding alone.
 _WINNERS: dict[tuple[object, ...], str] = {}
 
 
-def ways(g: Tensor, x: Tensor, geometry: Geometry, fourth: bool) -> dict[str, Way]:
+def ways(g: Tensor, x: Tensor, geometry: Geometry) -> dict[str, Way]:
     """The ways that can compute a layer's sums, by name.
 
     Args:
-        g: see `sum_squared_gradients`.
-        x: see `sum_squared_gradients`.
-        geometry: see `sum_squared_gradients`.
-        fourth: see `sum_squared_gradients`.
+        g: see `add_squared_gradients_`.
+        x: see `add_squared_gradients_`.
+        geometry: see `add_squared_gradients_`.
     """
     found: dict[str, Way] = {"batched": _batched}
-    if geometry.groups == 1 and prod(g.shape[3:]) <= 4 * _SMALL_MAP and not fourth:
-        found["pairs"] = _pairs
-    if x.device.type == "cpu":
-        if geometry.groups == 1:
-            found["tiles"] = _tiles
-        if all(front == behind for front, behind in geometry.padding):
-            found["loop"] = _loop
+    if geometry.groups == 1 and (x.device.type == "cpu" or prod(g.shape[3:]) <= 4 * _SMALL_MAP):
+        found["taps"] = _taps
+    if x.device.type == "cpu" and all(front == behind for front, behind in geometry.padding):
+        found["loop"] = _loop
     return found
 
 
@@ -129,48 +121,38 @@ def _by_rule(candidates: dict[str, Way], g: Tensor, x: Tensor, geometry: Geometr
     positions = prod(g.shape[3:])
     if prod(geometry.weight) <= _SMALL_WEIGHT:
         return "batched"
-    if positions <= _SMALL_MAP and "pairs" in candidates:
-        return "pairs"
     if positions >= _LARGE_MAP and "loop" in candidates:
         return "loop"
-    return "tiles" if "tiles" in candidates else "batched"
+    few = x.device.type == "cpu" or positions <= _SMALL_MAP
+    return "taps" if few and "taps" in candidates else "batched"
 
 
-def _fastest(candidates: dict[str, Way], g: Tensor, x: Tensor, geometry: Geometry, fourth: bool) -> str:
+def _fastest(candidates: dict[str, Way], fourth: bool, g: Tensor, x: Tensor, geometry: Geometry) -> str:
     g, x = g[:, :_TIMED_IMAGES], x[:_TIMED_IMAGES]
-    seconds = {
-        name: min(_timed(way, g, x, geometry, fourth) for _ in "ab") for name, way in candidates.items()
-    }
+    sums = SquareSums(x.new_empty(geometry.weight), fourth=fourth)
+    seconds = {name: min(_timed(way, sums, g, x, geometry) for _ in "ab") for name, way in candidates.items()}
     return min(seconds, key=lambda name: seconds[name])
 
 
-def _timed(way: Way, g: Tensor, x: Tensor, geometry: Geometry, fourth: bool) -> float:
+def _timed(way: Way, sums: SquareSums, g: Tensor, x: Tensor, geometry: Geometry) -> float:
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
     start = time.perf_counter()
-    way(g, x, geometry, fourth)
+    way(sums, g, x, geometry)
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
     return time.perf_counter() - start
 
 
-def _batched(g: Tensor, x: Tensor, geometry: Geometry, fourth: bool) -> Sums:
-    total: Tensor | None = None
-    total_fourth: Tensor | None = None
-    for images in slices(len(x), len(g) * prod(geometry.weight), x.device):
-        q = squared_passes(gradients(g[:, images], x[images], geometry))
-        part = q.sum(0)
-        total = part if total is None else total.add_(part)
-        if fourth:
-            part = q.square_().sum(0)
-            total_fourth = part if total_fourth is None else total_fourth.add_(part)
-    assert total is not None, "there is at least one image"
-    return total, total_fourth
+def _batched(sums: SquareSums, g: Tensor, x: Tensor, geometry: Geometry) -> None:
+    numbers = max(len(g) * prod(geometry.weight), num_patches(g, geometry))
+    for images in slices(slice(0, len(x)), numbers, x.device):
+        sums.add_(squared_passes(gradients(g[:, images], x[images], geometry)))
 
 
-def _loop(g: Tensor, x: Tensor, geometry: Geometry, fourth: bool) -> Sums:
-    weight = x.new_empty(geometry.weight)  # its shape is all that is read
-    zeros = [0] * len(geometry.kernel)
+def _loop(sums: SquareSums, g: Tensor, x: Tensor, geometry: Geometry) -> None:
+    """An image is a group of the channels of one convolution, whose weight's gradients are then those of the images."""
+    total, total_fourth = sums.plain()
     step = partial(
         torch.ops.aten.convolution_backward,
         bias_sizes=None,
@@ -178,92 +160,71 @@ def _loop(g: Tensor, x: Tensor, geometry: Geometry, fourth: bool) -> Sums:
         padding=[front for front, _ in geometry.padding],
         dilation=geometry.dilation,
         transposed=False,
-        output_padding=zeros,
-        groups=geometry.groups,
+        output_padding=[0] * len(geometry.kernel),
         output_mask=[False, True, False],
     )
-    total = x.new_zeros(geometry.weight)
-    total_fourth = torch.zeros_like(total) if fourth else None
-    for n in range(len(x)):
-        image = slice(n, n + 1)
-        if len(g) == 1 and total_fourth is None:
-            gradient = step(g[0, image], x[image], weight)[1]
-            total.addcmul_(gradient, gradient)
-            continue
-        q = sum(step(one_pass[image], x[image], weight)[1].square_() for one_pass in g)
-        total.add_(q)
-        if total_fourth is not None:
+    num_outputs, *rest = geometry.weight
+    size = min(_TOGETHER, max(1, _TOGETHER_NUMBERS // prod(geometry.weight)))
+    weight = x.new_empty(size * num_outputs, *rest)  # its shape is all that is read
+    for start in range(0, len(x), size):
+        count = min(size, len(x) - start)
+        images = slice(start, start + count)
+        found = [
+            step(
+                one_pass[images].flatten(0, 1).unsqueeze(0),
+                x[images].flatten(0, 1).unsqueeze(0),
+                weight[: count * num_outputs],
+                groups=count * geometry.groups,
+            )[1].unflatten(0, (count, num_outputs))
+            for one_pass in g
+        ]
+        for gradients_of_one in zip(*(one.unbind() for one in found), strict=True):
+            if total_fourth is None:
+                for gradient in gradients_of_one:
+                    total.addcmul_(gradient, gradient)
+                continue
+            q = squared_passes(torch.stack(gradients_of_one))
+            total.add_(q)
             total_fourth.addcmul_(q, q)
-    return total, total_fourth
 
 
-def _tiles(g: Tensor, x: Tensor, geometry: Geometry, fourth: bool) -> Sums:
-    """Squares a tile of an image's gradient while it is still in the cache; in memory that costs more than it."""
-    num_outputs = geometry.weight[0]
-    num_inputs = prod(geometry.weight[1:])
-    total = g.new_zeros(num_inputs, num_outputs)  # transposed: its rows are the longer side of a layer
-    total_fourth = torch.zeros_like(total) if fourth else None
-    height = min(num_inputs, max(1, _TILE // num_outputs))
-    buffer, sums = total.new_empty(2, height, num_outputs)
-    turned = g.flatten(3).transpose(2, 3).contiguous()  # [K, n, S, O]
-    for images in slices(len(x), num_inputs * turned.shape[2], x.device):
-        seen = patches(x[images], geometry)  # [m, P, S]
-        per_image = [list(passes.unbind()) for passes in turned[:, images].unbind(1)]
-        for start in range(0, num_inputs, height):
-            rows = slice(start, min(start + height, num_inputs))
-            tile, tile_q = buffer[: rows.stop - start], sums[: rows.stop - start]
-            target = total[rows]
-            for patch, passes in zip(seen[:, rows].unbind(), per_image, strict=True):
-                if len(passes) == 1 and total_fourth is None:
-                    torch.mm(patch, passes[0], out=tile)
-                    target.addcmul_(tile, tile)
-                    continue
-                tile_q.zero_()
-                for one_pass in passes:
-                    torch.mm(patch, one_pass, out=tile)
-                    tile_q.addcmul_(tile, tile)
-                target.add_(tile_q)
-                if total_fourth is not None:
-                    total_fourth[rows].addcmul_(tile_q, tile_q)
-    return _unturned(total, geometry), None if total_fourth is None else _unturned(total_fourth, geometry)
-
-
-def _pairs(g: Tensor, x: Tensor, geometry: Geometry, fourth: bool) -> Sums:
-    """Expands the square of the sum over positions: (sum_s a_s)^2 = sum_s a_s^2 + 2 sum_{s<s'} a_s a_s'."""
-    assert not fourth, "the fourth powers do not separate"
-    dims = len(geometry.kernel)
-    # Positions first, so that one position of all images is a matrix.
-    outputs = g.flatten(0, 1).permute(*range(2, dims + 2), 0, 1).contiguous()  # [*out, K n, O]
-    inputs = x.repeat(len(g), *[1] * (dims + 1)) if len(g) > 1 else x
-    inputs = inputs.permute(*range(2, dims + 2), 0, 1).contiguous()  # [*spatial, K n, I]
-    found = []
-    for tap in product(*map(range, geometry.kernel)):
-        seen = [_seen(d, tap[d], outputs.shape[d], inputs.shape[d], geometry) for d in range(dims)]
-        places = list(product(*seen))
-        if not places:  # it meets padding only
-            found.append(x.new_zeros(geometry.weight[:2]))
-            continue
-        there = torch.stack([outputs[tuple(out for out, _ in place)] for place in places])  # [S, K n, O]
-        here = torch.stack([inputs[tuple(into for _, into in place)] for place in places])  # [S, K n, I]
-        one, other = torch.triu_indices(len(places), len(places), device=x.device)
-        twice = torch.where(one == other, 1.0, 2.0).to(x.dtype).view(-1, 1, 1)
-        left = (there[one] * there[other] * twice).flatten(0, 1)
-        found.append(left.T @ (here[one] * here[other]).flatten(0, 1))
-    # Terms of both signs: where they cancel, rounding may leave less than nothing.
-    return torch.stack(found, dim=2).view(geometry.weight).clamp_(min=0), None
+def _taps(sums: SquareSums, g: Tensor, x: Tensor, geometry: Geometry) -> None:
+    first, second = sums.by_tap()
+    dims = range(len(geometry.kernel))
+    outputs, inputs = g.movedim(2, -1), x.movedim(1, -1)  # [K, n, *out, O], [n, *spatial, I]
+    for images in slices(slice(0, len(x)), max(g[:, 0].numel(), x[0].numel()), x.device):
+        out, into = outputs[:, images].contiguous(), inputs[images].contiguous()
+        for number, tap in enumerate(product(*map(range, geometry.kernel))):
+            seen = [_seen(d, tap[d], out.shape[d + 2], into.shape[d + 1], geometry) for d in dims]
+            if any(where.stop <= where.start for where, _ in seen):  # it meets padding only
+                continue
+            there = out[(slice(None), slice(None), *(where for where, _ in seen))].flatten(2, -2)
+            here = into[(slice(None), *(read for _, read in seen))].flatten(1, -2)
+            add_squared_products_(first[number], None if second is None else second[number], there, here)
 
 
 def _seen(
     dim: int, offset: int, num_outputs: int, num_inputs: int, geometry: Geometry
-) -> list[tuple[int, int]]:
-    """Positions along one dim at which a tap reads the input: pairs (of the output, of the input)."""
-    shift = offset * geometry.dilation[dim] - geometry.padding[dim][0]
-    pairs = [(s, s * geometry.stride[dim] + shift) for s in range(num_outputs)]
-    return [(s, read) for s, read in pairs if 0 <= read < num_inputs]
+) -> tuple[slice, slice]:
+    """Positions along one dim at which a tap reads the input: of the output, and of the input."""
+    stride = geometry.stride[dim]
+    shift = (
+        offset * geometry.dilation[dim] - geometry.padding[dim][0]
+    )  # output s reads input s * stride + shift
+    low = max(0, -(shift // stride))
+    high = min(num_outputs, (num_inputs - 1 - shift) // stride + 1)
+    start = low * stride + shift
+    return slice(low, high), slice(start, max(start, start + (high - low - 1) * stride + 1), stride)
 
 
-def _unturned(values: Tensor, geometry: Geometry) -> Tensor:
-    return values.T.reshape(geometry.weight)
+def num_patches(g: Tensor, geometry: Geometry) -> int:
+    """Numbers in the patches of one image.
+
+    Args:
+        g: what has the output's positions as its dims from 3 on.
+        geometry: of the layer.
+    """
+    return geometry.groups * prod(geometry.weight[1:]) * prod(g.shape[3:])
 
 
 def gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:

@@ -25,15 +25,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional
 
-from sparsebayes.curvature.kernels import Geometry, gradients, sum_squared_gradients
-from sparsebayes.curvature.squares import squared_passes, sum_squares
+from sparsebayes.curvature.kernels import Geometry, add_squared_gradients_, gradients, num_patches
+from sparsebayes.curvature.products import add_squared_products_
+from sparsebayes.curvature.squares import SquareSums, at_least_float32, slices, squared_passes
 
 __all__ = ["Call", "ConvCall", "LayerNormCall", "LinearCall", "NormCall", "SliceCall"]
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision holds activations well enough, but neither their products nor sums of many."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 @dataclass(eq=False)
@@ -85,26 +81,28 @@ class Call(ABC):
             return self._weight_entries(images)
         return self._over_positions(self._grad(images))
 
-    def squares(
-        self, name: str, images: slice, *, fourth: bool, tune: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Sum q = sum_k (dF_k/dw)^2, and q^2, over images.
+    def volume(self, name: str) -> int:
+        """Numbers in the largest temporary that the derivatives of one image need.
 
         Args:
             name: the weight's or the bias's name.
-            images: m of the n images.
-            fourth: whether sum q^2 is wanted too.
-            tune: where there are several ways, time them.
-
-        Returns:
-            sum_n q and sum_n q^2 (or None), of the parameter's shape.
         """
         assert self.output_grad is not None, "backward passes come before the algebra"
         value = self.values["weight" if name == self.weight else "bias"]
-        volume = len(self.output_grad) * value.numel()
-        return sum_squares(
-            lambda part: self.entries(name, part), images, volume, self.input.device, fourth=fourth
-        )
+        passes = len(self.output_grad)
+        return max(passes * value.numel(), passes * self.output[0].numel(), self.input[0].numel())
+
+    def add_squares_(self, sums: SquareSums, name: str, images: slice, *, tune: bool = False) -> None:
+        """Add q = sum_k (dF_k/dw)^2 of some images.
+
+        Args:
+            sums: of the parameter.
+            name: the weight's or the bias's name.
+            images: m of the n images.
+            tune: where there are several ways, time them.
+        """
+        for part in slices(images, self.volume(name), self.input.device):
+            sums.add_(squared_passes(self.entries(name, part)))
 
     @abstractmethod
     def _weight_entries(self, images: slice) -> Tensor: ...
@@ -153,8 +151,8 @@ class SliceCall(Call):
             self.unbiased = self._without_bias()
         bias = self.values.get("bias")
         if self.unbiased is not None:
-            return self._over_positions(g * at_least_float32(self.unbiased[images]))
-        total = self._over_positions(g * at_least_float32(self.output.detach()[images]))
+            return self._dots(g, at_least_float32(self.unbiased[images]))
+        total = self._dots(g, at_least_float32(self.output.detach()[images]))
         # Two sums of products rather than a product with y - b: a temporary less.
         return total if bias is None else total - self._over_positions(g) * bias.detach()
 
@@ -168,7 +166,11 @@ class SliceCall(Call):
             Of shape `[K, m, I]`.
         """
         assert self.input_grad is not None, "the call was not asked for its input gradient"
-        return self._over_positions(self._scaled(self.input_grad[:, images], images) * self._read(images))
+        return self._dots(self._scaled(self.input_grad[:, images], images), self._read(images))
+
+    @abstractmethod
+    def _dots(self, gradient: Tensor, values: Tensor) -> Tensor:
+        """Sum products over the positions: `[K, m, ...]` and `[m, ...]` -> `[K, m, channels]`."""
 
     @abstractmethod
     def _without_bias(self) -> Tensor:
@@ -180,27 +182,36 @@ class SliceCall(Call):
 class LinearCall(SliceCall):
     """`y = x @ w.T + b` with x of shape `[n, ..., I]`, w of shape `[O, I]`."""
 
-    def squares(
-        self, name: str, images: slice, *, fourth: bool, tune: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `Call.squares`."""
-        if name != self.weight or self.input.ndim > 2:
-            return super().squares(name, images, fourth=fourth)
-        # One position: the square of an outer product is the outer product of the squares, and the sum over
-        # images one matrix product. No per-image gradient is formed.
-        g = squared_passes(self._grad(images))  # [m, O]
-        x = self._read(images).square()  # [m, I]
-        return g.T @ x, g.square().T @ x.square() if fourth else None
+    def add_squares_(self, sums: SquareSums, name: str, images: slice, *, tune: bool = False) -> None:
+        """See `Call.add_squares_`."""
+        if name != self.weight:
+            super().add_squares_(sums, name, images)
+            return
+        first, second = sums.plain()
+        # Images that fit a cache where they are many positions; of one position no gradient is ever formed.
+        numbers = 1 if self.input.ndim == 2 else max(self.input[0].numel(), self.output[0].numel())
+        for part in slices(images, numbers, self.input.device):
+            add_squared_products_(first, second, *self._factors(part))
 
     def _weight_entries(self, images: slice) -> Tensor:
+        g, x = self._factors(images)
+        return g.transpose(-1, -2) @ x
+
+    def _factors(self, images: slice) -> tuple[Tensor, Tensor]:
+        """Gradients and inputs by position, of shape `[K, m, S, O]` and `[m, S, I]`."""
         g, x = self._grad(images), self._read(images)
         if x.ndim == 2:
-            return g.unsqueeze(-1) * x.unsqueeze(-2)
-        g, x = g.flatten(2, -2), x.flatten(1, -2)  # [K, m, S, O], [m, S, I]
-        return g.transpose(-1, -2) @ x
+            return g.unsqueeze(2), x.unsqueeze(1)
+        return g.flatten(2, -2), x.flatten(1, -2)
 
     def _over_positions(self, values: Tensor) -> Tensor:
         return values if values.ndim == 3 else values.flatten(2, -2).sum(2)
+
+    def _dots(self, gradient: Tensor, values: Tensor) -> Tensor:
+        if values.ndim == 2:
+            return gradient * values
+        # Without a temporary of the size of the sequence.
+        return torch.linalg.vecdot(gradient.flatten(2, -2), values.flatten(1, -2), dim=-2)
 
     def _without_bias(self) -> Tensor:
         with torch.no_grad():
@@ -218,15 +229,19 @@ class ConvCall(SliceCall):
 
     geometry: Geometry = field(kw_only=True)
 
-    def squares(
-        self, name: str, images: slice, *, fourth: bool, tune: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `Call.squares`."""
-        if name != self.weight:
-            return super().squares(name, images, fourth=fourth)
-        return sum_squared_gradients(
-            self._grad(images), self._read(images), self.geometry, fourth=fourth, tune=tune
+    def volume(self, name: str) -> int:
+        """See `Call.volume`."""
+        least = super().volume(name)
+        return (
+            max(least, num_patches(self.output.unsqueeze(0), self.geometry)) if name == self.weight else least
         )
+
+    def add_squares_(self, sums: SquareSums, name: str, images: slice, *, tune: bool = False) -> None:
+        """See `Call.add_squares_`."""
+        if name == self.weight:
+            add_squared_gradients_(sums, self._grad(images), self._read(images), self.geometry, tune=tune)
+        else:
+            super().add_squares_(sums, name, images)
 
     def columns(self, images: slice) -> Tensor:
         """See `SliceCall.columns`."""
@@ -239,6 +254,10 @@ class ConvCall(SliceCall):
 
     def _over_positions(self, values: Tensor) -> Tensor:
         return values.flatten(3).sum(-1)
+
+    def _dots(self, gradient: Tensor, values: Tensor) -> Tensor:
+        # Without a temporary of the size of the map.
+        return torch.linalg.vecdot(gradient.flatten(3), values.flatten(2))
 
     def _without_bias(self) -> Tensor:
         run = (torch.conv1d, torch.conv2d, torch.conv3d)[self.input.ndim - 3]

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import final
 
 import torch
 from torch import Tensor
 
 from sparsebayes.curvature.block import Block
-from sparsebayes.curvature.squares import slices, squared_passes
+from sparsebayes.curvature.squares import SquareSums, slices, squared_passes
 from sparsebayes.groups.grouping import Grouping, Labels
 
 __all__ = ["Part", "parts_of", "reads_columns"]
@@ -58,23 +57,39 @@ class Part:
     num_groups: int
     single: bool
 
-    def squares(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Sum q = sum_k r_kg^2, and q^2, over the images of a block.
+    def squares(self, block: Block, images: slice) -> tuple[Tensor, Tensor]:
+        """Sum q = sum_k r_kg^2, and q^2, over images of a block.
 
         Args:
             block: derivatives of n images.
+            images: m of them.
 
         Returns:
             sum_n q and sum_n q^2, float64, of shape `[num_groups]`.
         """
-        if self.single:
-            return self._single_squares(block)
         total = torch.zeros(2, self.num_groups, dtype=torch.float64, device=self.members[0].slot.device)
-        for images in self.image_slices(block):
-            q = squared_passes(self.rows(block, images).double())  # [m, g]
+        for some in self.image_slices(block, images):
+            q = squared_passes(self.rows(block, some).double())  # [m, g]
             total[0] += q.sum(0)
             total[1] += q.square().sum(0)
         return total[0], total[1]
+
+    def from_entries(self, sums: SquareSums, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What `squares` would give over all images, for a part that is single.
+
+        Args:
+            sums: over all images, of the squared gradients of its parameter, and of their squares.
+            value: the parameter.
+        """
+        (member,) = self.members
+        q, q_squared = sums.result()
+        assert q_squared is not None, "the fourth powers were asked for"
+        scale = value.double().square()
+        pair = torch.stack([q.double() * scale, q_squared.double() * scale.square()]).flatten(1)
+        if not member.direct:
+            spread = pair.new_zeros(2, self.num_groups + 1)
+            pair = spread.index_copy_(1, member.slot, pair)[:, : self.num_groups]
+        return pair[0], pair[1]
 
     def rows(self, block: Block, images: slice) -> Tensor:
         """Derivatives with respect to the switches of the part's groups.
@@ -97,25 +112,16 @@ class Part:
         assert total is not None, "a part has at least one label"
         return total
 
-    def image_slices(self, block: Block) -> Iterator[slice]:
-        """Slices of a block's images that keep `rows` within a modest temporary."""
-        numbers = self.num_groups
+    def image_slices(self, block: Block, images: slice) -> Iterator[slice]:
+        """Slices of some of a block's images that keep `rows` within a modest temporary."""
+        numbers = block.num_passes * self.num_groups
         for member in self.members:
             labels = member.labels
-            numbers = max(numbers, labels.index.numel() if _by_slices(block, labels) else prod(labels.shape))
-        return slices(block.num_images, block.num_passes * numbers, block.device)
-
-    def _single_squares(self, block: Block) -> tuple[Tensor, Tensor]:
-        (member,) = self.members
-        name = member.labels.parameter
-        scale = block.value(name).double().square()
-        q, q_squared = block.squares(name, block.whole, fourth=True)
-        assert q_squared is not None, "the fourth powers were asked for"
-        pair = torch.stack([q.double() * scale, q_squared.double() * scale.square()]).flatten(1)
-        if not member.direct:
-            spread = pair.new_zeros(2, self.num_groups + 1)
-            pair = spread.index_copy_(1, member.slot, pair)[:, : self.num_groups]
-        return pair[0], pair[1]
+            if _by_slices(block, labels):
+                numbers = max(numbers, block.num_passes * labels.index.numel())
+            else:
+                numbers = max(numbers, block.volume(labels.parameter))
+        return slices(images, numbers, block.device)
 
 
 def parts_of(grouping: Grouping, device: torch.device) -> list[Part]:

@@ -30,6 +30,7 @@ from sparsebayes.curvature.entries import EntryCurvature, finish
 from sparsebayes.curvature.factors import Factor, Starts
 from sparsebayes.curvature.halves import Halves
 from sparsebayes.curvature.images import Batches, check_num_data, check_targets, first_images
+from sparsebayes.curvature.squares import SquareSums
 from sparsebayes.curvature.sweep import Sweep
 from sparsebayes.curvature.workers import worker_seed
 from sparsebayes.errors import DataError, ModelError, RecipeError
@@ -85,10 +86,10 @@ def probe_curvature(
     names = list(dict.fromkeys(parameters))
     starts = Starts(likelihood, "monte_carlo", factor, draws, worker_seed(seed))
     signs = Generator().manual_seed(worker_seed(seed) ^ 0x51A5)
-    total: dict[str, Tensor] = {}
     with Sweep(model, names, starts=starts) as sweep:
         model.train(training)
         halves = Halves(sweep.parameters)
+        sums = {name: SquareSums(p, fourth=False) for name, p in sweep.parameters.items()}
         chosen = [dict(model.named_parameters())[name] for name in names]
         parts = _parts(first_images(batches, num_images), 1 if training else groups)
         for number, (images, y) in enumerate(parts):
@@ -97,14 +98,13 @@ def probe_curvature(
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
             logits = functional_call(model, buffers, (x,))
             _check(logits, x, y, likelihood)
-            for name, q in zip(names, _squares(logits, chosen, starts, signs), strict=True):
-                halves.add(name, number % 2, q)
-                total[name] = total[name].add_(q) if name in total else q
+            _add_squares_([sums[name].plain()[0] for name in names], logits, chosen, starts, signs)
+            halves.add(number % 2, sums)
             halves.count(number % 2, slice(0, len(x)))
             sweep.num_images += len(x)
     if sweep.num_images == 0:
         raise DataError("expected at least one image to compute the curvature from, got none")
-    return finish(total, halves, sweep, num_data, None)
+    return finish(sums, halves, sweep, num_data, None)
 
 
 def _parts(batches: Batches, groups: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -117,21 +117,29 @@ def _parts(batches: Batches, groups: int) -> Iterator[tuple[Tensor, Tensor]]:
         )
 
 
-def _squares(logits: Tensor, chosen: list[nn.Parameter], starts: Starts, signs: Generator) -> list[Tensor]:
-    """Squared gradients of the sum over the images, summed over the passes."""
-    found = [p.new_zeros(p.shape, dtype=torch.promote_types(p.dtype, torch.float32)) for p in chosen]
+def _add_squares_(
+    sums: list[Tensor], logits: Tensor, chosen: list[nn.Parameter], starts: Starts, signs: Generator
+) -> None:
+    """Add the squared gradients of the sum over the images, for each pass."""
     v = starts(logits.detach())
     flips = torch.where(torch.rand(v.shape[:2], generator=signs) < 0.5, -1.0, 1.0)
-    v = (v * flips.to(v.device, v.dtype).unsqueeze(-1)).to(logits.dtype)
-    for k, start in enumerate(v):
+    v = v * flips.to(v.device, v.dtype).unsqueeze(-1)
+    scales = v.new_ones(len(v))
+    short = logits.dtype == torch.float16
+    if short:
+        # Its numbers end at 6e-8, where sure images' gradients would vanish: the longest vector starts at 1.
+        longest = v.abs().amax((1, 2))
+        scales = longest.where(longest > 0, 1.0)
+        v = v / scales.view(-1, 1, 1)
+    v = v.to(logits.dtype)
+    for k, (start, scale) in enumerate(zip(v, scales, strict=True)):
         if not logits.requires_grad:
             break
         gradients = torch.autograd.grad(logits, chosen, start, retain_graph=k + 1 < len(v), allow_unused=True)
-        for q, gradient in zip(found, gradients, strict=True):
+        for q, gradient in zip(sums, gradients, strict=True):
             if gradient is not None:
-                wide = gradient.to(q.dtype)
+                wide = gradient.to(q.dtype) * scale if short else gradient.to(q.dtype)
                 q.addcmul_(wide, wide)
-    return found
 
 
 def _check(logits: object, x: Tensor, y: Tensor, likelihood: str) -> None:

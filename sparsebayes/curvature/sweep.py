@@ -38,6 +38,9 @@ __all__ = ["Sweep"]
 # Images times backward passes of one block. Large enough to keep matrix products busy, small enough that a
 # block of activations and their gradients needs no more memory than an ordinary training step.
 _BLOCK_ROWS = 256
+# Numbers in the recorded activations of a block, on a processor: what a shared cache and an allocator's arena hold.
+# Larger blocks spend a third of their time on fresh pages. At least so many images are taken nonetheless.
+_BLOCK_NUMBERS, _BLOCK_IMAGES = 1 << 24, 16
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -100,7 +103,9 @@ class Sweep:
         self._importance = importance
         self._generator = torch.Generator().manual_seed(starts.seed ^ 0x5DEECE66D)  # of the choice of images
         self.num_images = 0
-        self._mixed: set[str] | None = None  # unknown until the first images have been looked at
+        self._mixed: set[str] = set()  # parameters whose uses some batch showed not to keep the images apart
+        self._sizes: set[int] = set()  # of the batches that were looked at
+        self._few: Tensor | None = None  # outputs for the first images, until they have been compared
         self._size = 1
         self._stack = ExitStack()
 
@@ -173,7 +178,9 @@ class Sweep:
                     part_x = x[start : start + size]
                     first = self.num_images
                     self.num_images += len(part_x)
-                    yield self._block(part_x, y[start : start + size], first)
+                    block = self._block(part_x, y[start : start + size], first)
+                    yield block
+                    block.release()  # before the next one is made
         if self.num_images == 0:
             raise DataError("expected at least one image to compute the curvature from, got none")
 
@@ -189,6 +196,7 @@ class Sweep:
                     part = slice(start, start + _BLOCK_ROWS)
                     found = self._model(self.ready(x[part]))
                     self._check(found, y[part], first + start)
+                    self._compare(found)
                     logits.append(found.cpu())
             traces = curvature_traces(torch.cat(logits), self._starts.likelihood)
             chances = inclusion(traces, self._importance)
@@ -196,13 +204,22 @@ class Sweep:
             for start in range(0, len(chosen), size):  # none, where a small pool keeps no image
                 some = chosen[start : start + size]
                 there = some.to(x.device)
-                yield self._block(x[there], y[some.to(y.device)], first, chances[some])
+                block = self._block(x[there], y[some.to(y.device)], first, chances[some])
+                yield block
+                block.release()
 
     def _look(self, x: Tensor) -> int:
         """Look at the network when the first images come; how many images make a block."""
-        if self._mixed is None:
-            self._mixed, num_classes = self._probe(self.ready(x))
-            self._size = max(1, _BLOCK_ROWS // max(self._starts.num_passes(num_classes), 1))
+        if not self._sizes:
+            capture, self._few = self._examine(self.ready(x), 2)
+            passes = max(self._starts.num_passes(self._few.shape[1]), 1)
+            self._size = max(1, _BLOCK_ROWS // passes)
+            if self.device.type == "cpu":
+                recorded = [call.output[0] for call in capture.calls] + [
+                    one.input[0] for one in capture.scalings
+                ]
+                numbers = passes * sum(one.numel() for one in recorded)
+                self._size = min(self._size, max(_BLOCK_IMAGES, _BLOCK_NUMBERS // max(numbers, 1)))
         return self._size
 
     def ready(self, x: Tensor) -> Tensor:
@@ -215,9 +232,11 @@ class Sweep:
         x = self.ready(x)
         capture, logits = self._forward(x)
         self._check(logits, y, first)
-        untracked = (
-            capture.untracked(logits, len(x)) | (self._mixed or set()) | self._misread(capture, len(x))
-        )
+        self._compare(logits)
+        untracked = self._note(capture, logits)
+        if len(self._sizes) == 1:  # another number of images has to be seen
+            self._examine(x, len(x) + 1)
+            untracked |= self._mixed
         v = self._starts(logits.detach())
         if chances is not None:
             v = v * chances.to(v.device).rsqrt().to(v.dtype).unsqueeze(1)
@@ -259,34 +278,51 @@ class Sweep:
             raise ModelError(f"expected network outputs (logits) of shape [{len(x)}, classes], got {got}")
         return capture, logits
 
-    def _probe(self, x: Tensor) -> tuple[set[str], int]:
-        """Run a few images twice, in batches of different sizes, before anything is computed from them.
-
-        A sequence length that happens to equal the batch size would pass for the dim of the images; it does
-        not follow the batch size. And outputs that change with the company an image is in have no per-image
-        derivatives.
+    def _examine(self, x: Tensor, count: int) -> tuple[Capture, Tensor]:
+        """Run a few images in a batch of a given size.
 
         Args:
-            x: images, of shape `[B, ...]`; the first three are used, the same one again if there is only one.
+            x: images, of shape `[B, ...]`; the first `count` are used, the same ones again where there are fewer.
+            count: how many.
 
         Returns:
-            Names of parameters whose calls do not keep the images apart along their first dim; number of
-            outputs C.
+            What was recorded; the outputs, of shape `[count, C]`.
         """
-        few = x[torch.arange(3, device=x.device) % len(x)]
-        capture, together = self._forward(few)
-        self._signature = [scaling.signature for scaling in capture.scalings]
-        pair_capture, pair = self._forward(few[:2])
-        difference = float((together[:2] - pair).detach().abs().max())
+        capture, logits = self._forward(x[torch.arange(count, device=x.device) % len(x)])
+        if not self._sizes:
+            self._signature = [scaling.signature for scaling in capture.scalings]
+        self._note(capture, logits)
+        return capture, logits.detach()
+
+    def _note(self, capture: Capture, logits: Tensor) -> set[str]:
+        """The parameters that the records of a batch, or of a batch of another size before, do not explain.
+
+        A sequence length that happens to equal the batch size would pass for the dim of the images; it does not
+        follow the batch size.
+        """
+        found = capture.untracked(logits, len(logits)) | self._misread(capture, len(logits))
+        if len(logits) not in self._sizes:
+            self._mixed |= found
+            self._sizes.add(len(logits))
+        return found | self._mixed
+
+    def _compare(self, logits: Tensor) -> None:
+        """Refuse outputs that change with the company an image is in: they have no per-image derivatives.
+
+        Args:
+            logits: outputs of the first images, of shape `[B, C]`.
+        """
+        if self._few is None:
+            return
+        few, self._few = self._few[: len(logits)], None
+        difference = float((logits[: len(few)] - few).detach().abs().max())
         # Room for kernels that are chosen by batch size and round differently, TF32 included.
-        if difference > 1e-2 * float(together.detach().abs().max()):
+        if difference > 1e-2 * float(logits.detach().abs().max()):
             raise ModelError(
                 "expected a network whose outputs for an image do not depend on the other images of the "
                 "batch, nor on chance, in evaluation mode; outputs for one image differ by "
                 f"{difference:.3g} between two batches"
             )
-        mixed = capture.untracked(together, 3) | pair_capture.untracked(pair, 2)
-        return mixed | self._misread(capture, 3) | self._misread(pair_capture, 2), together.shape[1]
 
 
 def _backward(logits: Tensor, v: Tensor, calls: list[Call], scalings: list[Scaling]) -> None:

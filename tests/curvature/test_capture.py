@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sparsebayes.curvature import entry_curvature, gate_curvature
 from sparsebayes.curvature.factors import Starts
+from sparsebayes.curvature.fallback import per_image_gradients
 from sparsebayes.curvature.sweep import Sweep
 from sparsebayes.errors import ModelError
 from sparsebayes.groups.grouping import Grouping, Labels
@@ -205,7 +206,7 @@ def test_odd_parameters_are_left_to_the_fallback(name: str) -> None:
     names = [parameter for parameter, _ in model.named_parameters()]
     odd = {parameter for parameter in names if parameter.startswith(tuple(ODD[name][2].split()))}
     with Sweep(model, names, starts=Starts("cross_entropy", "exact", "stick", 1, 0)) as sweep:
-        (block,) = sweep.blocks([(x, y)], None)
+        block = next(sweep.blocks([(x, y)], None))
         # Others may go there too (an attention's output weight); what is plain must not.
         assert odd
         assert {parameter for parameter in names if not block.tracked(parameter)} == odd
@@ -245,6 +246,36 @@ def test_fallback_in_small_pieces(monkeypatch: pytest.MonkeyPatch, kept: int) ->
         torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("kind", ["entries", "gates"])
+@pytest.mark.parametrize("images_kept", [1, 2, 3, 8])
+def test_the_fallback_runs_each_image_once_for_all_parameters(
+    monkeypatch: pytest.MonkeyPatch, kind: str, images_kept: int
+) -> None:
+    model, x, y = _make("attention")
+    odd = [name for name, _ in model.named_parameters() if name.startswith("attention.")]
+    volume = sum(p.numel() for name, p in model.named_parameters() if name in odd)
+    monkeypatch.setattr("sparsebayes.curvature.block._FALLBACK_KEPT", images_kept * volume)
+    monkeypatch.setattr("sparsebayes.curvature.squares._TEMPORARY_CPU", 1)  # questions about single images
+    ran: list[int] = []
+
+    def listen(network: nn.Module, names: list[str], images: Tensor, v: Tensor) -> dict[str, Tensor]:
+        assert sorted(names) == sorted(odd)
+        ran.append(len(images))
+        return per_image_gradients(network, names, images, v)
+
+    monkeypatch.setattr("sparsebayes.curvature.block.per_image_gradients", listen)
+    if kind == "entries":
+        entry_curvature(model, odd, [(x, y)], num_data=4)
+    else:
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        labels = [
+            Labels(name, shapes[name], torch.full([1] * len(shapes[name]), i)) for i, name in enumerate(odd)
+        ]
+        layers = torch.zeros(len(odd), dtype=torch.int64)
+        gate_curvature(model, Grouping("all", tuple(labels), ("odd",), layers), [(x, y)], num_data=4)
+    assert sum(ran) == 4 and max(ran) <= images_kept
+
+
 def test_a_layer_whose_output_is_dropped_needs_no_fallback() -> None:
     def forward(self, x: Tensor) -> Tensor:
         self.aside(x)
@@ -254,7 +285,7 @@ def test_a_layer_whose_output_is_dropped_needs_no_fallback() -> None:
     names = [name for name, _ in model.named_parameters()]
     x, y = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1])
     with Sweep(model, names, starts=Starts("cross_entropy", "exact", "stick", 1, 0)) as sweep:
-        (block,) = sweep.blocks([(x, y)], None)
+        block = next(sweep.blocks([(x, y)], None))
         assert all(block.tracked(name) for name in names)
         assert bool((block.entries("aside.weight", slice(0, 2)) == 0).all())
 

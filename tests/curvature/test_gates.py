@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import pytest
@@ -267,6 +268,25 @@ def test_float32_results_come_in_float32(build) -> None:
     found = gate_curvature(model.float(), grouping, [(x.float(), y)], num_data=6, estimator="exact")
     assert found.diagonal.dtype == found.standard_error.dtype == torch.float32
     torch.testing.assert_close(found.diagonal.double(), exact, rtol=1e-4, atol=1e-6 * float(exact.max()))
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+@pytest.mark.parametrize("slicing", ["rows", "columns", "kernels", "weights"])
+def test_half_precision_is_summed_in_float32(
+    build, slicing: str, dtype: torch.dtype, precision: float
+) -> None:
+    model, x = build("residual", 32)
+    y = torch.arange(32) % 3
+    with torch.no_grad():
+        model.fc.weight.mul_(20.0)  # sure of many images: gradients that float16 could not hold
+    half = copy.deepcopy(model).to(dtype)
+    same = copy.deepcopy(half).double()  # the very same rounded weights
+    grouping = _all_slices(model, VARYING[slicing])
+    x = x.to(dtype)
+    found = gate_curvature(half, grouping, [(x, y)], num_data=32, estimator="exact").diagonal
+    expected = gate_curvature(same, grouping, [(x.double(), y)], num_data=32, estimator="exact").diagonal
+    assert found.dtype == torch.float32
+    assert float((found.double() - expected).norm() / expected.norm()) < precision
 
 
 def test_gates_of_a_network_that_ignores_a_weight_are_zero() -> None:

@@ -7,17 +7,19 @@ import torch
 from torch import Tensor
 
 from sparsebayes.curvature.halves import Halves
+from sparsebayes.curvature.squares import SquareSums
 
 
 def _error(sums: Tensor, counts: tuple[int, int], draws: int) -> float:
     """Root mean square of the error that is promised for a mean over `counts` images, over repeated draws."""
     squares = []
     for one in sums.view(draws, -1, sums.shape[1]):
-        halves = Halves({"w": torch.zeros(sums.shape[1])})
-        halves.add("w", 0, one[: counts[0]].sum(0))
-        halves.add("w", 1, one[counts[0] :].sum(0))
-        for half, count in enumerate(counts):
-            halves.count(half, slice(0, count))
+        like = torch.zeros(sums.shape[1], dtype=torch.float64)
+        halves, total = Halves({"w": like}), SquareSums(like, fourth=False)
+        for half, part in enumerate(one.split(list(counts))):
+            total.add_(part)
+            halves.add(half, {"w": total})
+            halves.count(half, slice(0, len(part)))
         squares.append(halves.error() ** 2)
     return float(torch.tensor(squares).mean().sqrt())
 
@@ -39,5 +41,7 @@ def test_entries_of_every_place_are_compared(shape: tuple[int, ...]) -> None:
             halves = Halves({"w": q})
             halves.count(0, slice(0, 3))
             halves.count(1, slice(0, 3))
-            halves.add("w", 0, q)
+            total = SquareSums(q, fourth=False)
+            total.add_(q.unsqueeze(0))
+            halves.add(0, {"w": total})
             assert halves.error() == pytest.approx(1.0), (dim, place)  # one half has all of it

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparsebayes.curvature import entry_curvature
+from sparsebayes.curvature import block_curvature, entry_curvature, gate_curvature, kernels
 from sparsebayes.curvature.exact import ggn_diagonal
 from sparsebayes.curvature.kernels import Geometry, patches
+from sparsebayes.groups.rules import make_grouping
 
 CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 GEOMETRIES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
@@ -64,3 +65,49 @@ def test_patches_are_those_of_unfold() -> None:
         x[1:], Geometry((1, 3, 3, 2), (2, 1), ((0, 0), (0, 0)), (1, 1), 1)
     )  # a view that starts inside its storage
     assert torch.equal(part, functional.unfold(x[1:], (3, 2), stride=(2, 1)))
+
+
+@pytest.mark.parametrize("kind", ["entries", "kernels", "weights", "blocks"])
+def test_temporaries_are_bounded_by_the_patches_of_a_large_map(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    batches = [(torch.randn(6, 2, 10, 10), torch.arange(6) % 2)]
+    asked: list[int] = []
+
+    def counted(x: Tensor, geometry: Geometry) -> Tensor:
+        found = patches(x, geometry)
+        asked.append(found.numel())
+        return found
+
+    monkeypatch.setattr(kernels, "patches", counted)
+    # The patches of two images are 2 * 18 * 100 numbers; their gradients only 2 * 36.
+    monkeypatch.setattr("sparsebayes.curvature.squares._TEMPORARY_CPU", 3600)
+    if kind == "entries":
+        entry_curvature(model, ["0.weight"], batches, num_data=6)
+    elif kind == "blocks":
+        block_curvature(model, make_grouping(model, "kernels"), batches, num_data=6)
+    else:
+        gate_curvature(model, make_grouping(model, kind), batches, num_data=6)
+    assert sum(asked) == 6 * 1800 and max(asked) == 3600
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_of_a_norm_in_half_precision_are_not_rounded_again(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(16)).eval()
+    with torch.no_grad():
+        for buffer in (model[0].running_mean, model[0].running_var):
+            buffer.uniform_(0.5, 2.0)
+    model = model.to(dtype)
+    x, y = torch.randn(8, 16).to(dtype), torch.zeros(8, 16)
+    # One vector per output, exact in any precision.
+    options = {
+        "num_data": 8,
+        "likelihood": "mse",
+        "factor": lambda f, _: torch.eye(16).unsqueeze(1).expand(16, 8, 16),
+    }
+    found = entry_curvature(model, ["0.weight"], [(x, y)], **options)["0.weight"]
+    wide = entry_curvature(model.double(), ["0.weight"], [(x.double(), y.double())], **options)["0.weight"]
+    torch.testing.assert_close(found.double(), wide, rtol=1e-5, atol=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,6 +66,27 @@ def test_the_probe_is_unbiased(build, groups: int) -> None:
     actual = sum(float(error.square().sum()) for error in errors) / 12 / float(total.square().sum())
     promised = sum(one.relative_error**2 for one in found) / 12
     assert 0.3 < promised / actual < 3
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_the_probe_of_a_sure_network_in_half_precision(dtype: torch.dtype, precision: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    with torch.no_grad():
+        model[3].bias.add_(torch.tensor([16.0, 0.0, 0.0]))  # starting vectors of 1e-4, gradients of 1e-6
+    x, y = torch.randn(32, 4), torch.zeros(32, dtype=torch.int64)
+    half = model.to(dtype)
+    same = copy.deepcopy(half).double()
+    batches = [(x.to(dtype), y)]
+
+    def factor(logits: Tensor, _: torch.Generator) -> Tensor:
+        v = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64) * 2.0**-19  # float16 has nothing below 2^-24
+        return v.expand(1, *logits.shape).to(logits.dtype)
+
+    found = probe_curvature(half, _names(half), batches, num_data=32, factor=factor)
+    expected = probe_curvature(same, _names(same), [(x.to(dtype).double(), y)], num_data=32, factor=factor)
+    for name, values in expected.items():
+        assert float((found[name].double() - values).norm() / values.norm()) < precision, name
 
 
 def test_in_training_mode_it_is_the_jacobian_of_the_whole_batch() -> None:

@@ -134,10 +134,10 @@ def test_targets_that_do_not_fit_are_refused(build, likelihood: str, y: Tensor, 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda f: f[:, 0], r"logits\) of shape \[3, classes\], got shape \[3\]"),
-        (lambda f: f.unsqueeze(0), r"logits\) of shape \[3, classes\], got shape \[1, 3, 2\]"),
-        (lambda f: f[:1], r"logits\) of shape \[3, classes\], got shape \[1, 2\]"),
-        (lambda f: (f, f), r"logits\) of shape \[3, classes\], got tuple"),
+        (lambda f: f[:, 0], r"logits\) of shape \[2, classes\], got shape \[2\]"),
+        (lambda f: f.unsqueeze(0), r"logits\) of shape \[2, classes\], got shape \[1, 2, 2\]"),
+        (lambda f: f[:1], r"logits\) of shape \[2, classes\], got shape \[1, 2\]"),
+        (lambda f: (f, f), r"logits\) of shape \[2, classes\], got tuple"),
     ],
 )
 def test_outputs_that_are_no_logits_are_refused(change, text: str) -> None:

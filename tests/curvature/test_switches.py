@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -198,6 +199,22 @@ def test_a_buffer_as_long_as_the_batch_is_no_activation() -> None:
     expected = ggn_matrix(model, ["z"], x, y)
     assert float(expected) > 0
     _assert_equal(found.diagonal, expected[0])
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, 0.1), (torch.float16, 0.01)])
+@pytest.mark.parametrize("use", ["scalars", "softmax", "vectors"])
+def test_half_precision_is_summed_in_float32(use: str, dtype: torch.dtype, precision: float) -> None:
+    model, x = _cell(use, 32)
+    y = torch.arange(32) % 3
+    with torch.no_grad():
+        model.fc.weight.mul_(20.0)  # sure of many images: gradients that float16 could not hold
+    half = copy.deepcopy(model).to(dtype)
+    same = copy.deepcopy(half).double()  # the very same rounded weights
+    x = x.to(dtype)
+    found = switch_curvature(half, NAMES, [(x, y)], num_data=32, estimator="exact").matrix
+    expected = switch_curvature(same, NAMES, [(x.double(), y)], num_data=32, estimator="exact").matrix
+    assert found is not None and expected is not None and found.dtype == torch.float32
+    assert float((found.double() - expected).norm() / expected.norm()) < precision
 
 
 def test_a_switch_that_a_layer_reads_as_its_bias_is_summed_over_both_uses() -> None:
