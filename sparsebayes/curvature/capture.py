@@ -15,7 +15,7 @@ input was overwritten later, the parameter is `untracked`, and its derivatives c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, final
 
 import torch
@@ -24,7 +24,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from sparsebayes.curvature.adjoint import convolve, gains
+from sparsebayes.curvature.adjoint import convolve, gains, max_pool, normalise
 from sparsebayes.curvature.kernels import Geometry
 from sparsebayes.curvature.layers import Call, ConvCall, LayerNormCall, LinearCall, NormCall
 from sparsebayes.curvature.scaling import Scaling, is_made_of, scale
@@ -42,6 +42,7 @@ class Capture(TorchFunctionMode):
         parameters: the parameters of interest by name; they must require gradients.
         by_column: names of those that will be asked for `Call.columns`, which costs the input's gradient.
         switches: names of those that multiply activations.
+        overwritten: names of weights whose layers' outputs are changed in place later, and are needed as they were.
 
     Attributes:
         calls: the records of layers, in the order of the calls.
@@ -57,6 +58,7 @@ class Capture(TorchFunctionMode):
         parameters: Mapping[str, nn.Parameter],
         by_column: frozenset[str],
         switches: frozenset[str] = frozenset(),
+        overwritten: Set[str] = frozenset(),
     ) -> None:
         super().__init__()
         self.calls: list[Call] = []
@@ -65,6 +67,7 @@ class Capture(TorchFunctionMode):
         self._parameters = parameters
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._by_column = by_column
+        self._overwritten = overwritten
 
     def __torch_function__(
         self,
@@ -75,10 +78,9 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """Record or run one torch function; called by torch."""
         keywords = kwargs or {}
-        if func is functional.batch_norm:
-            return self._batch_norm(*args, **keywords)
-        if func is functional.layer_norm:
-            return self._layer_norm(*args, **keywords)
+        if func in (functional.batch_norm, functional.layer_norm):
+            norm = self._batch_norm if func is functional.batch_norm else self._layer_norm
+            return norm(*args, **keywords)
         # Without gradients the call is a constant to autograd; inside a custom autograd function, whose own
         # backward decides what the parameter's gradient is, gradients are off as well.
         if is_grad_enabled():
@@ -86,6 +88,8 @@ class Capture(TorchFunctionMode):
                 return self._linear(*args, **keywords)
             if func in _CONVOLUTIONS:
                 return self._conv(func, *args, **keywords)
+            if func is torch.max_pool2d and args:
+                return _max_pool(func, args, keywords)
             if self._switches and func in _PRODUCTS and len(args) == 2 and not keywords and not _recomputed():
                 return self._product(func, *args)
         return func(*args, **keywords)
@@ -151,7 +155,7 @@ class Capture(TorchFunctionMode):
             groups,
         )
         frozen = not weight.requires_grad and not (bias is not None and bias.requires_grad)
-        if frozen and gains(input, geometry) and not _recomputed():
+        if frozen and gains(input, geometry) and _ordinary(input):
             return convolve(input, weight, bias, geometry)
         return self._record(ConvCall, run, input, weight, bias, {"geometry": geometry})
 
@@ -177,7 +181,12 @@ class Capture(TorchFunctionMode):
             rate = 0.0 if momentum is None else momentum
             return functional.batch_norm(x, running_mean, running_var, weight, bias, False, rate, eps)
 
-        if weight is None or not is_grad_enabled():
+        if not is_grad_enabled():
+            return run(input)
+        frozen = not any(one is not None and one.requires_grad for one in (weight, bias))
+        if frozen and input.requires_grad and input.ndim > 1 and _ordinary(input):
+            return normalise(run, input, running_var, weight, eps)
+        if weight is None:
             return run(input)
         statistics = {
             "mean": at_least_float32(running_mean),
@@ -238,15 +247,16 @@ class Capture(TorchFunctionMode):
             # added.
             x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
         y = run(x)
+        kept = y.detach().clone() if name in self._overwritten else y
         call = kind(
             weight=name,
             bias=bias_name,
             values={"weight": weight} if bias is None else {"weight": weight, "bias": bias},
             input=x,
-            output=y,
+            output=kept,
             input_edge=get_gradient_edge(x) if columns else None,
             output_edge=get_gradient_edge(y),
-            versions=(x._version, y._version),
+            versions=(x._version, kept._version),
             **details,
         )
         self.calls.append(call)
@@ -260,6 +270,25 @@ _PRODUCTS = frozenset({torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, T
 def _recomputed() -> bool:
     """Whether what runs now may be run again in the backward pass, unseen, and must then save the same tensors."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _max_pool(func: Callable[..., Tensor], args: Sequence[Any], keywords: Mapping[str, Any]) -> Tensor:
+    x = args[0]
+    if (
+        x.device.type == "cpu"
+        and x.ndim == 4
+        and x.dtype in (torch.float32, torch.float64)
+        and x.requires_grad
+        and x.is_contiguous()
+        and _ordinary(x)
+    ):
+        return max_pool(x, args[1:], keywords)
+    return func(*args, **keywords)
+
+
+def _ordinary(x: Tensor) -> bool:
+    """Whether an autograd function of our own may read a tensor: not recomputed, not in a `torch.func` transform."""
+    return not _recomputed() and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _spreads(shape: torch.Size, target: torch.Size) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sparsebayes.curvature.factors import Factor, Starts
 from sparsebayes.curvature.images import Batches, check_num_data
-from sparsebayes.curvature.parts import parts_of, reads_columns
+from sparsebayes.curvature.parts import parts_of, reads_columns, reads_rows
 from sparsebayes.curvature.result import Curvature, from_sums
 from sparsebayes.curvature.squares import SquareSums
 from sparsebayes.curvature.sweep import Sweep
@@ -192,6 +192,7 @@ def _sweep(model: nn.Module, grouping: Grouping, starts: Starts, importance: flo
         model,
         [labels.parameter for labels in gates],
         by_column=by_column,
+        by_row=[labels.parameter for labels in gates if reads_rows(labels)],
         starts=starts,
         importance=importance,
     )

@@ -81,6 +81,11 @@ class Call(ABC):
             return self._weight_entries(images)
         return self._over_positions(self._grad(images))
 
+    @property
+    def output_intact(self) -> bool:
+        """Whether nothing has overwritten the output since."""
+        return self.output._version == self.versions[1]
+
     def volume(self, name: str) -> int:
         """Numbers in the largest temporary that the derivatives of one image need.
 
@@ -146,7 +151,7 @@ class SliceCall(Call):
             Of shape `[K, m, O]`.
         """
         g = self._grad(images)
-        if self.unbiased is None and self.output._version != self.versions[1]:
+        if self.unbiased is None and not self.output_intact:
             # An in-place activation has overwritten y. Its gradient is safe: the edge was taken before.
             self.unbiased = self._without_bias()
         bias = self.values.get("bias")

@@ -21,7 +21,7 @@ from sparsebayes.curvature.block import Block
 from sparsebayes.curvature.squares import SquareSums, slices, squared_passes
 from sparsebayes.groups.grouping import Grouping, Labels
 
-__all__ = ["Part", "parts_of", "reads_columns"]
+__all__ = ["Part", "parts_of", "reads_columns", "reads_rows"]
 
 
 @final
@@ -154,6 +154,11 @@ def parts_of(grouping: Grouping, device: torch.device) -> list[Part]:
 def reads_columns(labels: Labels) -> bool:
     """Whether a label's groups are slices along a weight's input dim (dim 1)."""
     return labels.dim == 1
+
+
+def reads_rows(labels: Labels) -> bool:
+    """Whether a label's groups are slices along a weight's output dim (dim 0), or the whole weight."""
+    return len(labels.shape) > 1 and all(size == 1 for size in labels.index.shape[1:])
 
 
 def _make_part(team: list[tuple[Labels, Tensor]], device: torch.device) -> Part:

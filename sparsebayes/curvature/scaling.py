@@ -73,12 +73,17 @@ class Scaling:
             dots = torch.linalg.vecdot(gradient.reshape(n, -1), y.reshape(n, -1))
             self.passes.append(dots.reshape(n, *self.factor.shape))
             return
-        product = gradient * y
         sizes = (1,) * (y.ndim - 1 - self.factor.ndim) + tuple(self.factor.shape)
         if self.factor.ndim == y.ndim:
             sizes = tuple(self.factor.shape[1:])
         spread = [d + 1 for d, size in enumerate(sizes) if size == 1]
-        product = product.sum(spread, keepdim=True) if spread else product
+        if spread and spread == list(
+            range(spread[0], y.ndim)
+        ):  # over all that comes last: no temporary is needed
+            product = torch.linalg.vecdot(gradient.flatten(spread[0]), y.flatten(spread[0]))
+        else:
+            product = gradient * y
+            product = product.sum(spread, keepdim=True) if spread else product
         self.passes.append(product.reshape(n, *self.factor.shape))
 
 

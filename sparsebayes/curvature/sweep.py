@@ -53,6 +53,7 @@ class Sweep:
         model: the network f; its outputs are logits of shape `[n, C]`.
         names: the parameters of interest.
         by_column: those of them that `Block.columns` will be asked for.
+        by_row: those of them that `Block.rows` will be asked for.
         switches: those of them that multiply activations.
         starts: logits -> starting vectors; names the likelihood that the targets must fit.
         importance: share of the images that get a backward pass, see `importance.py`; 1: all.
@@ -72,6 +73,7 @@ class Sweep:
         names: Iterable[str],
         *,
         by_column: Iterable[str] = (),
+        by_row: Iterable[str] = (),
         switches: Iterable[str] = (),
         starts: Starts,
         importance: float = 1.0,
@@ -97,6 +99,8 @@ class Sweep:
             raise ModelError("expected at least one parameter to compute the curvature of, got none")
         self._model = model
         self._by_column = frozenset(by_column)
+        self._by_row = frozenset(by_row)
+        self._overwritten: set[str] = set()  # weights whose outputs are changed in place after the layer
         self._switches = frozenset(switches)
         self._signature: list[tuple[torch.Size, torch.Size]] = []
         self._starts = starts
@@ -271,7 +275,7 @@ class Sweep:
         return set() if intact and same else set(self._switches)
 
     def _forward(self, x: Tensor) -> tuple[Capture, Tensor]:
-        with Capture(self._parameters, self._by_column, self._switches) as capture:
+        with Capture(self._parameters, self._by_column, self._switches, self._overwritten) as capture:
             logits = self._model(x)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
@@ -290,6 +294,8 @@ class Sweep:
         """
         capture, logits = self._forward(x[torch.arange(count, device=x.device) % len(x)])
         if not self._sizes:
+            changed = {call.weight for call in capture.calls if not call.output_intact} - {None}
+            self._overwritten = {name for name in changed if name in self._by_row}
             self._signature = [scaling.signature for scaling in capture.scalings]
         self._note(capture, logits)
         return capture, logits.detach()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from sparsebayes.curvature import Curvature, gate_curvature, gate_rows
 from sparsebayes.curvature.exact import gate_matrix
@@ -287,6 +289,26 @@ def test_half_precision_is_summed_in_float32(
     expected = gate_curvature(same, grouping, [(x.double(), y)], num_data=32, estimator="exact").diagonal
     assert found.dtype == torch.float32
     assert float((found.double() - expected).norm() / expected.norm()) < precision
+
+
+def test_a_layer_before_an_activation_in_place_is_run_once(build) -> None:
+    class Counting(TorchFunctionMode):
+        count = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.count += func in (torch.conv2d, functional.conv2d)
+            return func(*args, **(kwargs or {}))
+
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.Conv2d(3, 3, 2), nn.ELU(inplace=True)]
+    model = nn.Sequential(*layers, nn.Flatten()).double()
+    x, y = torch.randn(5, 1, 4, 4, dtype=torch.float64), torch.arange(5) % 3
+    for dims in ((0,), ()):
+        grouping = concatenate([_sliced(model, name, dims) for name in ("0.weight", "2.weight")])
+        with Counting() as counting:
+            found = gate_curvature(model, grouping, [(x, y)], num_data=5, estimator="exact")
+        assert counting.count == 4  # both layers, for two images and for all
+        _assert_equal(found.diagonal, gate_matrix(model, grouping, x, y).diagonal())
 
 
 def test_gates_of_a_network_that_ignores_a_weight_are_zero() -> None:

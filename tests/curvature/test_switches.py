@@ -217,6 +217,81 @@ def test_half_precision_is_summed_in_float32(use: str, dtype: torch.dtype, preci
     assert float((found.double() - expected).norm() / expected.norm()) < precision
 
 
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_norms_with_an_input_gradient_of_our_own(dims: int, affine: bool) -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.z = nn.Parameter(torch.tensor([1.0, -0.5]))
+            kind = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
+            self.norm = kind(3, eps=0.1, affine=affine)
+            self.norm.running_var.uniform_(0.5, 2.0)
+            self.norm.running_mean.normal_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.norm(self.z[0] * x).tanh()
+            return (self.z[1] * self.norm(h)).flatten(2).mean(2)
+
+    torch.manual_seed(0)
+    model = Normed().double().eval()
+    if affine:
+        nn.init.normal_(model.norm.weight)
+    x, y = torch.randn(4, 3, *(4, 3, 2)[:dims], dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    found = switch_curvature(model, ["z"], [(x, y)], num_data=4, estimator="exact")
+    assert found.matrix is not None
+    _assert_equal(found.matrix, ggn_matrix(model, ["z"], x, y))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(3, 1, 1),
+        nn.MaxPool2d((2, 3), (1, 2), (1, 0), (2, 1), ceil_mode=True),
+        lambda x: torch.max_pool2d(x, kernel_size=2, padding=1),
+        lambda x: functional.max_pool2d(x.relu(), 2, return_indices=True)[0],
+    ],
+)
+def test_max_pools_that_remember_their_maxima(pool: Callable[[Tensor], Tensor]) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.z = nn.Parameter(torch.tensor([1.0, -0.5]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = pool(self.z[0] * x)
+            return (self.z[1] * pool(h.relu())).mean((2, 3))
+
+    torch.manual_seed(0)
+    model = Pooled().double()
+    x, y = torch.randn(4, 3, 8, 9, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    found = switch_curvature(model, ["z"], [(x, y)], num_data=4, estimator="exact")
+    assert found.matrix is not None
+    _assert_equal(found.matrix, ggn_matrix(model, ["z"], x, y))
+
+
+def test_norms_that_a_network_runs_under_vmap() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.z = nn.Parameter(torch.tensor([1.0, -0.5]))
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            both = torch.vmap(self.norm, randomness="error")(
+                torch.stack([self.z[0] * x, self.z[1] * x.tanh()])
+            )
+            return both.sum(0)
+
+    torch.manual_seed(0)
+    model = Mapped().double().eval()
+    x, y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    found = switch_curvature(model, ["z"], [(x, y)], num_data=4, estimator="exact")
+    assert found.matrix is not None
+    _assert_equal(found.matrix, ggn_matrix(model, ["z"], x, y))
+
+
 def test_a_switch_that_a_layer_reads_as_its_bias_is_summed_over_both_uses() -> None:
     class Both(nn.Module):
         def __init__(self) -> None:
