@@ -1,14 +1,17 @@
 """How curved the loss is: Gauss-Newton curvature of groups' switches, of single weights, and of a supernet's switches.
 
-| what                                   | function               | what it costs beside one training pass           |
-| -------------------------------------- | ---------------------- | ------------------------------------------------ |
-| gates of filters, channels, units, ... | `gate_curvature`       | about half: no weight gradients                  |
-| the same, as factors of a matrix       | `gate_rows`            | the same                                         |
-| switches that are parameters           | `switch_curvature`     | less than half, with the full matrix             |
-| single weights                         | `entry_curvature`      | about as much; a fraction with `importance=0.1`  |
-| the matrix of every group's entries    | `block_curvature`      | more: for small groups                           |
-| anything, images coupled by batch norm | `probe_curvature`      | as much; noisier                                 |
-| the literature's layer recursion       | `recursion_curvature`  | as much; biased, for comparison                  |
+| what                                   | function               | what it costs beside one training pass               |
+| -------------------------------------- | ---------------------- | ---------------------------------------------------- |
+| gates of filters, channels, units, ... | `gate_curvature`       | about 0.6: no weight gradients                       |
+| the same, as factors of a matrix       | `gate_rows`            | the same                                             |
+| switches that are parameters           | `switch_curvature`     | about half, with the full matrix                     |
+| single weights                         | `entry_curvature`      | about 1.4; a fraction of it with `importance=0.1`    |
+| sums over the weights of every group   | `sum_curvature`        | about 0.8 for filters                                |
+| the matrix of every group's entries    | `block_curvature`      | more: for small groups                               |
+| anything, images coupled by batch norm | `probe_curvature`      | 8 gradients of a part each, by default; noisier      |
+| the literature's layer recursion       | `recursion_curvature`  | as much; biased, for comparison                      |
+
+Costs: processor time on one core, 32 x 32 images, VGG-16-BN and a cell of 98 switches (`tools/bench_curvature.py`).
 
 `exact.py` holds the oracle that all of them are tested against.
 """
@@ -22,6 +25,7 @@ from sparsebayes.curvature.probe import probe_curvature
 from sparsebayes.curvature.recursion import recursion_curvature
 from sparsebayes.curvature.result import Curvature
 from sparsebayes.curvature.switches import switch_curvature, switch_rows
+from sparsebayes.curvature.traces import sum_curvature
 
 __all__ = [
     "Curvature",
@@ -32,6 +36,7 @@ __all__ = [
     "gate_rows",
     "probe_curvature",
     "recursion_curvature",
+    "sum_curvature",
     "switch_curvature",
     "switch_rows",
 ]

@@ -32,9 +32,9 @@ from sparsebayes.curvature.squares import SquareSums
 from sparsebayes.curvature.sweep import Sweep
 from sparsebayes.curvature.workers import add_up_, worker_seed
 from sparsebayes.errors import GroupingError, NumericsError
-from sparsebayes.groups.grouping import Grouping
+from sparsebayes.groups.grouping import Grouping, Labels
 
-__all__ = ["gate_curvature", "gate_rows"]
+__all__ = ["check_finite", "gate_curvature", "gate_labels", "gate_rows"]
 
 
 def gate_curvature(
@@ -110,7 +110,7 @@ def gate_curvature(
                 second[part.groups] += q_squared
     used = torch.tensor(float(sweep.num_images), dtype=torch.float64, device=sweep.device)
     add_up_(first, second, used)
-    _check_finite(first, grouping)
+    check_finite(first, grouping)
     return from_sums(first, second, int(used), num_data, sweep.dtype)
 
 
@@ -168,12 +168,33 @@ def gate_rows(
                         rows[:, images, part.groups] = part.rows(block, images)
             found.append(rows)
     result = torch.cat(found, dim=1)
-    _check_finite(result.sum((0, 1)), grouping)
+    check_finite(result.sum((0, 1)), grouping)
     return result
 
 
 def _sweep(model: nn.Module, grouping: Grouping, starts: Starts, importance: float = 1.0) -> Sweep:
     """A sweep over the gate parameters, once their shapes have been checked."""
+    gates = gate_labels(model, grouping)
+    return Sweep(
+        model,
+        [labels.parameter for labels in gates],
+        by_column=[labels.parameter for labels in gates if reads_columns(labels)],
+        by_row=[labels.parameter for labels in gates if reads_rows(labels)],
+        starts=starts,
+        importance=importance,
+    )
+
+
+def gate_labels(model: nn.Module, grouping: Grouping) -> list[Labels]:
+    """The gate labels of a grouping.
+
+    Args:
+        model: what it must have been made for.
+        grouping: any.
+
+    Raises:
+        GroupingError: it has none, or is of another model.
+    """
     gates = [labels for labels in grouping.labels if labels.gate]
     if not gates:
         raise GroupingError(
@@ -187,19 +208,19 @@ def _sweep(model: nn.Module, grouping: Grouping, starts: Starts, importance: flo
                 f"the grouping {grouping.name!r} was made for {labels.parameter!r} of shape "
                 f"{list(labels.shape)}, but the model's is {list(shape)}; make the grouping anew"
             )
-    by_column = [labels.parameter for labels in gates if reads_columns(labels)]
-    return Sweep(
-        model,
-        [labels.parameter for labels in gates],
-        by_column=by_column,
-        by_row=[labels.parameter for labels in gates if reads_rows(labels)],
-        starts=starts,
-        importance=importance,
-    )
+    return gates
 
 
-def _check_finite(values: Tensor, grouping: Grouping) -> None:
-    """Refuse curvatures that are not numbers, by the name of the first layer that has one."""
+def check_finite(values: Tensor, grouping: Grouping) -> None:
+    """Refuse curvatures that are not numbers, by the name of the first layer that has one.
+
+    Args:
+        values: of shape `[G]`, or summed to it.
+        grouping: G groups.
+
+    Raises:
+        NumericsError: one is not finite.
+    """
     bad = (~torch.isfinite(values)).nonzero().flatten()
     if bad.numel():
         layer = grouping.layers[int(grouping.layer_index[int(bad[0])])]

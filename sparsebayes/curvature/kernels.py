@@ -18,7 +18,7 @@ is kept for the life of the process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -32,7 +32,15 @@ from torch.nn import functional
 from sparsebayes.curvature.products import add_squared_products_
 from sparsebayes.curvature.squares import SquareSums, slices, squared_passes
 
-__all__ = ["Geometry", "add_squared_gradients_", "num_patches", "patches", "ways"]
+__all__ = [
+    "Geometry",
+    "add_squared_gradients_",
+    "library_gradients",
+    "num_patches",
+    "patches",
+    "symmetric",
+    "ways",
+]
 
 Way = Callable[[SquareSums, Tensor, Tensor, "Geometry"], None]
 
@@ -112,9 +120,14 @@ def ways(g: Tensor, x: Tensor, geometry: Geometry) -> dict[str, Way]:
     found: dict[str, Way] = {"batched": _batched}
     if geometry.groups == 1 and (x.device.type == "cpu" or prod(g.shape[3:]) <= 4 * _SMALL_MAP):
         found["taps"] = _taps
-    if x.device.type == "cpu" and all(front == behind for front, behind in geometry.padding):
+    if x.device.type == "cpu" and symmetric(geometry):
         found["loop"] = _loop
     return found
+
+
+def symmetric(geometry: Geometry) -> bool:
+    """Whether padding in front and behind is the same, as the library's convolutions have it."""
+    return all(front == behind for front, behind in geometry.padding)
 
 
 def _by_rule(candidates: dict[str, Way], g: Tensor, x: Tensor, geometry: Geometry) -> str:
@@ -151,8 +164,31 @@ def _batched(sums: SquareSums, g: Tensor, x: Tensor, geometry: Geometry) -> None
 
 
 def _loop(sums: SquareSums, g: Tensor, x: Tensor, geometry: Geometry) -> None:
-    """An image is a group of the channels of one convolution, whose weight's gradients are then those of the images."""
     total, total_fourth = sums.plain()
+    for _, found in library_gradients(g, x, geometry):
+        for passes in zip(*(one.unbind() for one in found), strict=True):
+            if total_fourth is None:
+                for gradient in passes:
+                    total.addcmul_(gradient, gradient)
+                continue
+            q = squared_passes(torch.stack(passes))
+            total.add_(q)
+            total_fourth.addcmul_(q, q)
+
+
+def library_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Per-image gradients of a convolution's weight by the library's own backward, a few images at a time.
+
+    An image is a group of the channels of one convolution, whose weight's gradients are then those of the images.
+
+    Args:
+        g: gradients of the output, of shape `[K, n, O, *out]`.
+        x: inputs, of shape `[n, I, *spatial]`.
+        geometry: of the layer; padding in front and behind must be the same.
+
+    Yields:
+        m images; for each pass their gradients, of shape `[m, *shape of the weight]`.
+    """
     step = partial(
         torch.ops.aten.convolution_backward,
         bias_sizes=None,
@@ -167,25 +203,19 @@ def _loop(sums: SquareSums, g: Tensor, x: Tensor, geometry: Geometry) -> None:
     size = min(_TOGETHER, max(1, _TOGETHER_NUMBERS // prod(geometry.weight)))
     weight = x.new_empty(size * num_outputs, *rest)  # its shape is all that is read
     for start in range(0, len(x), size):
-        count = min(size, len(x) - start)
-        images = slice(start, start + count)
+        images = slice(start, min(start + size, len(x)))
+        count = images.stop - start
+        wide = x[images].flatten(0, 1).unsqueeze(0)
         found = [
             step(
                 one_pass[images].flatten(0, 1).unsqueeze(0),
-                x[images].flatten(0, 1).unsqueeze(0),
+                wide,
                 weight[: count * num_outputs],
                 groups=count * geometry.groups,
-            )[1].unflatten(0, (count, num_outputs))
+            )[1]
             for one_pass in g
         ]
-        for gradients_of_one in zip(*(one.unbind() for one in found), strict=True):
-            if total_fourth is None:
-                for gradient in gradients_of_one:
-                    total.addcmul_(gradient, gradient)
-                continue
-            q = squared_passes(torch.stack(gradients_of_one))
-            total.add_(q)
-            total_fourth.addcmul_(q, q)
+        yield images, [one.unflatten(0, (count, num_outputs)) for one in found]
 
 
 def _taps(sums: SquareSums, g: Tensor, x: Tensor, geometry: Geometry) -> None:

@@ -196,13 +196,13 @@ class LinearCall(SliceCall):
         # Images that fit a cache where they are many positions; of one position no gradient is ever formed.
         numbers = 1 if self.input.ndim == 2 else max(self.input[0].numel(), self.output[0].numel())
         for part in slices(images, numbers, self.input.device):
-            add_squared_products_(first, second, *self._factors(part))
+            add_squared_products_(first, second, *self.factors(part))
 
     def _weight_entries(self, images: slice) -> Tensor:
-        g, x = self._factors(images)
+        g, x = self.factors(images)
         return g.transpose(-1, -2) @ x
 
-    def _factors(self, images: slice) -> tuple[Tensor, Tensor]:
+    def factors(self, images: slice) -> tuple[Tensor, Tensor]:
         """Gradients and inputs by position, of shape `[K, m, S, O]` and `[m, S, I]`."""
         g, x = self._grad(images), self._read(images)
         if x.ndim == 2:
@@ -244,7 +244,7 @@ class ConvCall(SliceCall):
     def add_squares_(self, sums: SquareSums, name: str, images: slice, *, tune: bool = False) -> None:
         """See `Call.add_squares_`."""
         if name == self.weight:
-            add_squared_gradients_(sums, self._grad(images), self._read(images), self.geometry, tune=tune)
+            add_squared_gradients_(sums, *self.factors(images), self.geometry, tune=tune)
         else:
             super().add_squares_(sums, name, images)
 
@@ -254,8 +254,12 @@ class ConvCall(SliceCall):
         # A grouped weight's column i reads the i-th channel of every group.
         return per_channel.reshape(*per_channel.shape[:2], self.geometry.groups, -1).sum(2)
 
+    def factors(self, images: slice) -> tuple[Tensor, Tensor]:
+        """Gradients of the output and inputs, of shape `[K, m, O, *out]` and `[m, I, *spatial]`."""
+        return self._grad(images), self._read(images)
+
     def _weight_entries(self, images: slice) -> Tensor:
-        return gradients(self._grad(images), self._read(images), self.geometry)
+        return gradients(*self.factors(images), self.geometry)
 
     def _over_positions(self, values: Tensor) -> Tensor:
         return values.flatten(3).sum(-1)

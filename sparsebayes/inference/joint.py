@@ -50,6 +50,9 @@ def joint_survival(curvature: Tensor, prices: Tensor | None = None) -> Tensor:
             "expected a finite curvature matrix; check the loss for values that are not finite"
         )
     num_groups = len(curvature)
+    found = curvature
+    # One group after the other: on an accelerator each would wait for the last.
+    curvature = curvature.cpu()
     scale = curvature.new_ones(num_groups) if prices is None else prices.to(curvature)
     marginal = curvature.diagonal().clone()
     survives = torch.zeros_like(marginal)
@@ -63,4 +66,4 @@ def joint_survival(curvature: Tensor, prices: Tensor | None = None) -> Tensor:
         survives[group] = level
         gone[group] = float("inf")
         marginal += 2 * curvature[group]
-    return survives
+    return survives.to(found.device)
