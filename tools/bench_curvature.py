@@ -6,8 +6,8 @@
 
 Tasks: `vgg` (every weight, and every filter's gate, of VGG-16-BN), `cell` (98 switches of a DARTS-like cell), `classes`
 (the same with 100 classes), `error` (relative error of the full diagonal against its cost, on trained networks). One
-unit is the time of forward + backward over the same images; figures are medians over the rounds, in which the methods
-take turns, so that other load on the machine falls on all of them. Memory is the peak of a process of its own, above
+unit is the time of forward + backward over the same images in the same round; in a round the methods take turns, so
+that other load on the machine falls on all of them. Memory is the peak of a process of its own, above
 what the network and the images take. BackPACK and ASDL are measured if they can be imported. Writes
 docs/benchmarks/curvature-TASK.json.
 """
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_networks import Cell, resnet18, vgg16
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,6 +36,7 @@ from sparsebayes.curvature import (
     gate_curvature,
     probe_curvature,
     recursion_curvature,
+    sum_curvature,
     switch_curvature,
 )
 from sparsebayes.data import Loader, load
@@ -47,100 +49,6 @@ ROOT = Path(__file__).resolve().parents[1]
 Batches = list[tuple[Tensor, Tensor]]
 Methods = dict[str, Callable[[], object]]
 PLAIN = "forward + backward"
-
-
-def vgg16(num_classes: int = 10) -> nn.Module:
-    """VGG-16 with batch norm for 32 x 32 images, one linear layer: 14.7 million parameters."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
-        if width == 0:
-            layers.append(nn.MaxPool2d(2))
-        else:
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-            channels = width
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, num_classes)).eval()
-
-
-class Block(nn.Module):
-    """Two convolutions and a skip."""
-
-    def __init__(self, before: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        same = before == width and stride == 1
-        self.skip = nn.Sequential() if same else nn.Conv2d(before, width, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[n, before, H, W]` to `[n, width, H / stride, W / stride]`."""
-        h = functional.relu(self.norm1(self.conv1(x)))
-        return functional.relu(self.norm2(self.conv2(h)) + self.skip(x))
-
-
-def resnet18(width: int, in_channels: int) -> nn.Module:
-    """ResNet-18 for small images."""
-    blocks: list[nn.Module] = []
-    before = width
-    for stage in range(4):
-        for number in range(2):
-            blocks.append(Block(before, width << stage, 2 if stage and not number else 1))
-            before = width << stage
-    stem = [nn.Conv2d(in_channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
-
-
-def _separable(width: int, kernel: int, dilation: int, times: int) -> nn.Module:
-    layers: list[nn.Module] = []
-    for _ in range(times):
-        padding = dilation * (kernel // 2)
-        layers += [
-            nn.ReLU(),
-            nn.Conv2d(width, width, kernel, 1, padding, dilation, groups=width, bias=False),
-            nn.Conv2d(width, width, 1, bias=False),
-            nn.BatchNorm2d(width),
-        ]
-    return nn.Sequential(*layers)
-
-
-class Cell(nn.Module):
-    """A DARTS-like cell: 4 nodes, 14 edges, 7 operations on each, 98 switches, 16 channels."""
-
-    def __init__(self, num_classes: int, width: int = 16) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
-        self.edges = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    _separable(width, 3, 1, 2),
-                    _separable(width, 5, 1, 2),
-                    _separable(width, 3, 2, 1),
-                    _separable(width, 5, 2, 1),
-                    nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.BatchNorm2d(width)),
-                    nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.BatchNorm2d(width)),
-                    nn.Identity(),
-                ]
-            )
-            for _ in range(14)
-        )
-        self.switches = nn.Parameter(torch.ones(14, 7))
-        self.classifier = nn.Linear(4 * width, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images `[n, 3, H, W]` to logits."""
-        h = self.stem(x)
-        states, edge = [h, h], 0
-        for _ in range(4):
-            total = torch.zeros_like(h)
-            for state in list(states):
-                for number, operation in enumerate(self.edges[edge].children()):
-                    total = total + self.switches[edge, number] * operation(state)
-                edge += 1
-            states.append(total)
-        logits: Tensor = self.classifier(torch.cat(states[2:], 1).mean((2, 3)))
-        return logits
 
 
 def train_pass(model: nn.Module, batches: Batches) -> None:
@@ -156,8 +64,8 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def ratios(methods: Methods, device: str, rounds: int) -> dict[str, float]:
-    """Median over the rounds of each method's time, in units of the plain pass; every method warms up once."""
+def ratios(methods: Methods, device: str, rounds: int) -> dict[str, tuple[float, ...]]:
+    """Each method's time in each round, in units of the round's plain pass; every method warms up once."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     clock = time.perf_counter if device == "cuda" else time.process_time
     for number in range(rounds + 1):
@@ -168,8 +76,10 @@ def ratios(methods: Methods, device: str, rounds: int) -> dict[str, float]:
             synchronise(device)
             if number:
                 seconds[name].append(clock() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {name: value / medians[PLAIN] for name, value in medians.items()}
+    return {
+        name: tuple(own / plain for own, plain in zip(values, seconds[PLAIN], strict=True))
+        for name, values in seconds.items()
+    }
 
 
 def noise_batches(device: str, batch: int, count: int, num_classes: int = 10) -> Batches:
@@ -238,6 +148,7 @@ def vgg_methods(device: str, batch: int, count: int, only: str | None = None) ->
             lambda: recursion_curvature(model, names, batches, num_data=size)
         ),
         "every filter's gate": lambda: lambda: gate_curvature(model, filters, batches, num_data=size),
+        "every filter's sum": lambda: lambda: sum_curvature(model, filters, batches, num_data=size),
     }
     if importlib.util.find_spec("backpack"):
         builders["BackPACK DiagGGNMC"] = lambda: backpack(vgg16().to(device), batches)
@@ -263,8 +174,8 @@ def vgg_rows(options: argparse.Namespace) -> list[Row]:
     methods = vgg_methods(options.device, options.batch, options.batches)
     task = f"VGG-16-BN, batch {options.batch}, {options.device}"
     rows = [
-        _row(task, name, "time / training pass", value)
-        for name, value in ratios(methods, options.device, options.rounds).items()
+        _row(task, name, "time / training pass", *values)
+        for name, values in ratios(methods, options.device, options.rounds).items()
     ]
     for name in methods if options.memory else ():
         command = [sys.executable, __file__, "vgg", "--peak", name, "--device", options.device]
@@ -304,7 +215,7 @@ def cell_rows(options: argparse.Namespace, num_classes: int = 10) -> list[Row]:
         )
     task = f"DARTS-like cell, {num_classes} classes, batch {len(batches[0][1])}, {options.device}"
     found = ratios(methods, options.device, options.rounds)
-    return [_row(task, name, "time / training pass", value) for name, value in found.items()]
+    return [_row(task, name, "time / training pass", *values) for name, values in found.items()]
 
 
 def trained(name: str, options: argparse.Namespace) -> tuple[nn.Module, Batches]:
@@ -370,14 +281,14 @@ def error_rows(options: argparse.Namespace) -> list[Row]:
                 errors.append(off**0.5 / norm)
             rows.append(Row(task, method, "relative error", tuple(errors), tuple(range(3))))
         methods: Methods = {PLAIN: lambda: train_pass(model, batches), **estimates}  # noqa: B023
-        for method, value in ratios(methods, options.device, options.rounds).items():
-            rows.append(_row(task, method, "time / training pass", value))
+        for method, values in ratios(methods, options.device, options.rounds).items():
+            rows.append(_row(task, method, "time / training pass", *values))
     return rows
 
 
-def _row(task: str, method: str, metric: str, value: float) -> Row:
-    print(f"{task}: {method}: {metric} {value:.3g}", flush=True)
-    return Row(task, method, metric, (value,), (0,))
+def _row(task: str, method: str, metric: str, *values: float) -> Row:
+    print(f"{task}: {method}: {metric} {statistics.fmean(values):.3g}", flush=True)
+    return Row(task, method, metric, values, tuple(range(len(values))))
 
 
 TASKS: dict[str, tuple[str, Callable[[argparse.Namespace], list[Row]]]] = {
@@ -406,6 +317,9 @@ def main() -> None:
     parser.add_argument(
         "--batches", type=int, default=4, help="of images in one timed call of `vgg` and `cell`"
     )
+    parser.add_argument(
+        "--note", action="append", default=[], help="a sentence on how it was measured; repeatable"
+    )
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -421,10 +335,11 @@ def main() -> None:
             target,
             title=title,
             notes=[
-                f"Medians of {options.rounds} rounds in which the methods take turns in one process; "
-                f"{'processor time' if options.device == 'cpu' else 'time'} as a ratio to forward + backward over the "
-                "same images. The machine was shared with other work.",
+                f"{'Processor time' if options.device == 'cpu' else 'Time'} as a ratio to forward + backward over the "
+                f"same images in the same round: mean and deviation over {options.rounds} rounds, in which the methods "
+                "take turns in one process.",
                 "Relative errors: of the whole diagonal against the exact one on the same images, 3 seeds.",
+                *options.note,
             ],
             rows=run(options),
             hardware=f"{machine_hardware()}; {options.threads} threads",

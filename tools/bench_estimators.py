@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         if options.model == "lenet":
             model: nn.Module = LeNet5Caffe(in_channels=channels, input_size=size)
         else:
-            from bench_curvature import resnet18
+            from bench_networks import resnet18
 
             model = resnet18(options.width, channels)
         train_(model, data, options.epochs, 0.05, seed, {})
