@@ -237,17 +237,6 @@ class Laplace(Posterior):
         own = updates.fixed_point(self._state.energy.sqrt(), self._state.curvature)
         return effective_variance(own, self.hierarchy)
 
-    @property
-    def log_evidence(self) -> Tensor:
-        """What each group adds to the tempered log evidence: m/2 (e - 1 - log e) nats, 0 if e <= 1; ``[G]``.
-
-        Dependencies between groups are left out. Times T_g: nats of the whole data set.
-
-        Raises:
-            RunError: before the first update.
-        """
-        return self._state.size * updates.evidence_gain(self.evidence)
-
     def keep(self, rule: str = "evidence") -> Tensor:
         """Which groups stay.
 

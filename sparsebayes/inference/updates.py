@@ -95,36 +95,6 @@ def mackay(mean: Tensor, curvature: Tensor, gamma: Tensor) -> Tensor:
     return _ratio(mean.square(), relevance(curvature, gamma))
 
 
-def mackay_full(mean: Tensor, variance: Tensor, gamma: Tensor) -> Tensor:
-    """One MacKay update with the posterior variances of a full Hessian: s = z^2/(1 - C_gg/gamma).
-
-    Args:
-        mean: posterior mean of z, of shape ``[G]``.
-        variance: diagonal of the posterior covariance, of shape ``[G]`` (`posterior_variance`).
-        gamma: prior variances >= 0 of shape ``[G]``.
-
-    Returns:
-        s of shape ``[G]``; 0 where gamma is 0 or the data determine nothing.
-    """
-    return _ratio(mean.square(), 1 - variance / gamma)  # 0/0 at gamma = 0 is not positive, so it is off
-
-
-def posterior_variance(hessian: Tensor, gamma: Tensor) -> Tensor:
-    """Diagonal of the posterior covariance (1/gamma + H)^-1, also where gamma = 0.
-
-    Args:
-        hessian: symmetric positive semi-definite, of shape ``[G, G]``.
-        gamma: prior variances >= 0 of shape ``[G]``.
-
-    Returns:
-        C of shape ``[G]``, at most gamma.
-    """
-    root = gamma.sqrt()
-    # With roots on both sides the system is at least the identity, however small some variances are.
-    system = torch.eye(len(gamma), dtype=gamma.dtype, device=gamma.device) + root[:, None] * hessian * root
-    return gamma * torch.cholesky_inverse(torch.linalg.cholesky(system)).diagonal()
-
-
 def fixed_point(magnitude: Tensor, curvature: Tensor) -> Tensor:
     """Where the updates of a single switch end: gamma* = max(z^2 - 1/h, 0) (Tipping and Faul 2003).
 
@@ -136,36 +106,6 @@ def fixed_point(magnitude: Tensor, curvature: Tensor) -> Tensor:
         gamma* of shape ``[G]``; positive iff z^2 h > 1.
     """
     return (magnitude.square() - curvature.reciprocal()).clamp(min=0)
-
-
-def group_fixed_point(norm: Tensor, curvature: Tensor, size: Tensor) -> Tensor:
-    """Where the updates of m entries with one gamma and one curvature end: max(||w||^2/m - 1/h, 0).
-
-    Args:
-        norm: ||w_g|| of the values that the data want, without a penalty, of shape ``[G]``.
-        curvature: h >= 0 of *each* entry of the group, of shape ``[G]``.
-        size: number of entries m, of shape ``[G]``.
-
-    Returns:
-        gamma* of shape ``[G]``. No closed form exists for entries of unequal curvature.
-    """
-    return (norm.square() / size - curvature.reciprocal()).clamp(min=0)
-
-
-def evidence_gain(evidence: Tensor) -> Tensor:
-    """What a group with its best variance adds to the log evidence, against not having it.
-
-    Tipping and Faul's 0.5 (log alpha - log(alpha + S) + Q^2/(alpha + S)) with S = h, Q = h z and 1/alpha =
-    gamma*, minus its value 0 at gamma = 0.
-
-    Args:
-        evidence: e = z^2 h of shape ``[G]``.
-
-    Returns:
-        0.5 (e - 1 - log e) where e > 1, else 0, of shape ``[G]``.
-    """
-    excess = (evidence - 1).clamp(min=0)
-    return 0.5 * (excess - torch.log1p(excess))
 
 
 def reweighted_entries(
