@@ -175,6 +175,7 @@ class SparseModel:
         estimator: str = "monte_carlo",
         factor: str = "stick",
         draws: int = 1,
+        importance: float = 1.0,
     ) -> Laplace:
         """Estimate the curvature of every group's switch and update the posterior.
 
@@ -185,6 +186,7 @@ class SparseModel:
             estimator: ``"monte_carlo"`` or ``"exact"``.
             factor: Random factor of the likelihood, for ``"monte_carlo"``.
             draws: Random draws per image.
+            importance: Share of the images that get a backward pass, mostly those that the network is least sure of.
 
         Returns:
             The posterior.
@@ -203,6 +205,7 @@ class SparseModel:
             "estimator": estimator,
             "factor": factor,
             "draws": draws,
+            "importance": importance,
             "num_images": num_images,
             "seed": self._seed + self.num_updates,
         }

@@ -79,6 +79,16 @@ def test_two_arguments_suffice_from_update_to_onnx(tmp_path) -> None:
     assert sparse.num_data == 240
 
 
+def test_an_update_from_chosen_images_is_that_of_their_curvature() -> None:
+    torch.manual_seed(0)
+    model, loader = Plain().eval(), DataLoader(data(60), batch_size=20)
+    sparse = sparsebayes.wrap(model, groups="filters")
+    sparse.update(loader, importance=0.3)
+    expected = sparsebayes.gate_curvature(model, sparse.grouping, loader, num_data=60, importance=0.3)
+    assert sparse.curvature is not None and sparse.curvature.num_images == 60
+    torch.testing.assert_close(sparse.curvature.diagonal, expected.diagonal)
+
+
 def test_data_size_and_example_are_taken_from_the_first_update() -> None:
     batches = list(DataLoader(data(), batch_size=40))
     sparse = sparsebayes.wrap(Plain(), groups="units")

@@ -228,8 +228,10 @@ def _taps(sums: SquareSums, g: Tensor, x: Tensor, geometry: Geometry) -> None:
             seen = [_seen(d, tap[d], out.shape[d + 2], into.shape[d + 1], geometry) for d in dims]
             if any(where.stop <= where.start for where, _ in seen):  # it meets padding only
                 continue
-            there = out[(slice(None), slice(None), *(where for where, _ in seen))].flatten(2, -2)
-            here = into[(slice(None), *(read for _, read in seen))].flatten(1, -2)
+            everything = slice(None)
+            at = (everything, everything, *(where for where, _ in seen))
+            reads = (everything, *(read for _, read in seen))
+            there, here = out[at].flatten(2, -2), into[reads].flatten(1, -2)
             add_squared_products_(first[number], None if second is None else second[number], there, here)
 
 

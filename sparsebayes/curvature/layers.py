@@ -216,7 +216,8 @@ class LinearCall(SliceCall):
         if values.ndim == 2:
             return gradient * values
         # Without a temporary of the size of the sequence.
-        return torch.linalg.vecdot(gradient.flatten(2, -2), values.flatten(1, -2), dim=-2)
+        dots: Tensor = torch.linalg.vecdot(gradient.flatten(2, -2), values.flatten(1, -2), dim=-2)
+        return dots
 
     def _without_bias(self) -> Tensor:
         with torch.no_grad():
@@ -266,7 +267,8 @@ class ConvCall(SliceCall):
 
     def _dots(self, gradient: Tensor, values: Tensor) -> Tensor:
         # Without a temporary of the size of the map.
-        return torch.linalg.vecdot(gradient.flatten(3), values.flatten(2))
+        dots: Tensor = torch.linalg.vecdot(gradient.flatten(3), values.flatten(2))
+        return dots
 
     def _without_bias(self) -> Tensor:
         run = (torch.conv1d, torch.conv2d, torch.conv3d)[self.input.ndim - 3]

@@ -174,7 +174,8 @@ def _linear_rows(call: LinearCall, images: slice) -> Tensor | None:
 
 def _forms(g: Tensor, gram: Tensor) -> Tensor:
     """Quadratic forms g^T M g, summed over the passes: `[K, m, O, S]` and `[m, S, S]` -> `[m, O]`, none below 0."""
-    return torch.linalg.vecdot(g @ gram, g).sum(0).clamp_(min=0)
+    forms: Tensor = torch.linalg.vecdot(g @ gram, g)
+    return forms.sum(0).clamp_(min=0)
 
 
 def _gram(x: Tensor, out: torch.Size, geometry: Geometry) -> Tensor:
@@ -182,12 +183,13 @@ def _gram(x: Tensor, out: torch.Size, geometry: Geometry) -> Tensor:
     # The last dim comes first.
     x = functional.pad(x, [size for pair in reversed(geometry.padding) for size in pair])
     flat = x.flatten(2)
-    inner = (flat.transpose(1, 2) @ flat).unflatten(2, x.shape[2:]).unflatten(1, x.shape[2:])
+    inner = (flat.transpose(1, 2) @ flat).view(len(x), *x.shape[2:], *x.shape[2:])
     total: Tensor | None = None
     for tap in product(*map(range, geometry.kernel)):
         each = zip(tap, geometry.dilation, geometry.stride, out, strict=True)
         read = [slice(a * d, a * d + s * (size - 1) + 1, s) for a, d, s, size in each]
-        seen = inner[(slice(None), *read, *read)]
+        places = (slice(None), *read, *read)
+        seen = inner[places]
         total = seen.clone() if total is None else total.add_(seen)
     assert total is not None, "a kernel has at least one tap"
     return total.reshape(len(x), prod(out), prod(out))
