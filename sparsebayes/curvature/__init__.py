@@ -2,13 +2,13 @@
 
 | what                                   | function              | what it costs beside one training pass            |
 | -------------------------------------- | --------------------- | ------------------------------------------------- |
-| gates of filters, channels, units, ... | `gate_curvature`      | about 0.6: no weight gradients                    |
+| gates of filters, channels, units, ... | `gate_curvature`      | about 0.65: no weight gradients                   |
 | the same, as factors of a matrix       | `gate_rows`           | the same                                          |
-| switches that are parameters           | `switch_curvature`    | about half, with the full matrix                  |
+| switches that are parameters           | `switch_curvature`    | 0.5 to 0.6, with the full matrix                  |
 | single weights                         | `entry_curvature`     | about 1.4; a fraction of it with `importance=0.1` |
 | sums over the weights of every group   | `sum_curvature`       | about 0.8 for filters                             |
 | the matrix of every group's entries    | `block_curvature`     | more: for small groups                            |
-| anything, images coupled by batch norm | `probe_curvature`     | 8 gradients of a part each; noisier               |
+| anything, images coupled by batch norm | `probe_curvature`     | about 1.3; noisier                                |
 | the literature's layer recursion       | `recursion_curvature` | as much; biased, for comparison                   |
 
 Costs: processor time on one core, 32 x 32 images, VGG-16-BN and a cell of 98 switches (`tools/bench_curvature.py`).
