@@ -25,6 +25,7 @@ from torch import Generator, Tensor
 from sparsebayes.errors import RunError
 from sparsebayes.inference.joint import joint_survival
 from sparsebayes.inference.laplace import Laplace
+from sparsebayes.nas.evidence import rescaled
 from sparsebayes.nas.rows import switch_matrix
 from sparsebayes.nas.spaces import Decision
 from sparsebayes.nas.switches import SwitchTable
@@ -52,6 +53,7 @@ class Options:
         strength: temperature T, in nats of evidence.
         rule: "evidence" or "entropy".
         joint: judge by the full curvature matrix.
+        rescale: let the other operations of a node rescale together when one goes; without `joint`.
         switch_lr: learning rate of the switches.
         momentum: of their optimizer.
         seed: of random numbers that a method begins with.
@@ -61,6 +63,7 @@ class Options:
     strength: float
     rule: str = "evidence"
     joint: bool = False
+    rescale: bool = True
     switch_lr: float = 0.05
     momentum: float = 0.9
     seed: int = 0
@@ -204,10 +207,15 @@ class LaplaceSearch(Method):
             switches.mul_(factor[self.table.group.to(switches.device)])
 
     def update_(self, switches: Tensor, rows: Callable[[], Tensor]) -> None:
-        """Measure the curvature and update the posterior; switches keep their own scale z."""
+        """Measure the curvature and update the posterior; switches keep their own scale z.
+
+        With `rescale`, curvature is what `sparsebayes.nas.evidence` leaves of it.
+        """
         matrix = switch_matrix(rows(), self.options.num_data).cpu()
         norms = self.table.norms(switches.detach()).double().cpu()
         relative = matrix.diagonal()  # in a relative change, so that z^2 h in any coordinate
+        if self.options.rescale:
+            relative = rescaled(matrix, self.table.beside(norms > 0))
         curvature = torch.where(norms > 0, relative / norms.square().clamp(min=1e-60), 0.0)
         self.posterior.update_(norms, curvature)
         self._joint = joint_survival(matrix) if self.options.joint else None

@@ -169,6 +169,29 @@ class SwitchTable:
         totals = torch.zeros_like(weights).index_add(0, edge, weights)
         return (weights / totals[edge]).masked_fill(is_gate, 1.0)
 
+    def beside(self, on: Tensor) -> Tensor:
+        """Which operations are left in a node's sum when a group goes.
+
+        Args:
+            on: groups that are on, bool of shape `[G]`.
+
+        Returns:
+            bool of shape `[G, G]`: in row g the operations that are on and enter the node of g's edge, without g itself
+            and, where g is a gate, without those of its edge, which go with it.
+        """
+        specs = dict(self.cells)
+        nodes: dict[tuple[str, int], int] = {}
+        node, edge, is_op = [], [], []
+        for switch in self.groups:
+            target = specs[switch.key].edges[switch.edge].target
+            node.append(nodes.setdefault((switch.key, target), len(nodes)))
+            edge.append(switch.edge)
+            is_op.append(switch.op is not None)
+        nodes_of, edges_of, ops = torch.tensor(node), torch.tensor(edge), torch.tensor(is_op)
+        same_edge = edges_of[:, None] == edges_of
+        left = (nodes_of[:, None] == nodes_of) & (ops & on) & (ops[:, None] | ~same_edge)
+        return left.fill_diagonal_(False)
+
     def grouping(self) -> Grouping:
         """The groups over the parameter `switches`, for everything that works on groupings."""
         keys = list(dict.fromkeys(switch.key for switch in self.groups))

@@ -137,6 +137,16 @@ class SearchSection(Section):
         default=False,
         description="Judge operations by the full curvature matrix of their switches, one removed after the other.",
     )
+    rescale: bool = Field(
+        default=True,
+        description="Evidence of one operation lets the others of its node rescale together, as batch norms do anyhow.",
+    )
+    norm_images: int = Field(
+        default=0,
+        ge=0,
+        le=10_000_000,
+        description="Plain images that batch norm is estimated anew on before curvature is measured; 0: as trained.",
+    )
     one_op_per_edge: bool | None = Field(
         default=None, description="Keep only the best operation of an edge; null: as the space says."
     )

@@ -250,14 +250,11 @@ class Searcher:
         )
 
     def _rows(self, cycle: int) -> Tensor:
-        """Derivatives of the switches on plain images, with batch norm estimated on such images before.
-
-        Running statistics lag behind the weights and are those of augmented images: the curvature of another network.
-        """
+        """Derivatives of the switches on plain images, with batch norm as trained or estimated anew."""
         seed, curvature, plain = self.recipe.seed, self.recipe.curvature, self.loaders.plain
         plain.reseed_(derive_seed(seed, "search", "norms", cycle))
         network = WithSwitches(self.supernet, self.method.mean(self.supernet.switches))
-        reestimate_(network, plain, num_images=curvature.num_images)
+        reestimate_(network, plain, num_images=self.recipe.search.norm_images)
         plain.reseed_(derive_seed(seed, "search", "curvature", cycle))
         return relative_rows(
             self.supernet,

@@ -32,6 +32,7 @@ def make_method(recipe: SearchRecipe, supernet: Supernet, num_data: int) -> Meth
         strength=section.strength_for(num_data),
         rule=section.rule,
         joint=section.joint,
+        rescale=section.rescale,
         switch_lr=section.switch_lr,
         momentum=section.momentum,
         seed=derive_seed(recipe.seed, "search", "logits"),

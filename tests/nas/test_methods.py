@@ -9,6 +9,7 @@ from torch import Tensor
 from sparsebayes.errors import RunError
 from sparsebayes.nas import SPACES
 from sparsebayes.nas.methods import DartsSearch, LaplaceSearch, MagnitudeSearch, Options
+from sparsebayes.nas.rows import switch_matrix
 from sparsebayes.nas.switches import SwitchTable
 
 TABLE = SwitchTable.of(SPACES["darts"], depth=1)
@@ -31,6 +32,34 @@ def test_a_group_stays_iff_it_is_worth_more_than_the_strength():
     method.update_(switches, lambda: planted(evidence))
     assert torch.allclose(method.scores(), evidence)
     assert torch.equal(method.keep(), TABLE.hierarchy().close(evidence > 20))
+
+
+def test_the_scale_of_a_node_is_no_evidence():
+    """Operations that all say the same are worth only what no common factor of the others makes up for."""
+    table = SwitchTable.of(SPACES["nas_bench_201"], depth=1)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 1, table.num_groups, generator=generator, dtype=torch.float64)
+    method = LaplaceSearch(table, options())
+    method.update_(torch.ones(table.num_switches), lambda: rows)
+    matrix = switch_matrix(rows, 500)
+    for group, switch in enumerate(table.groups):
+        others = torch.tensor([s.edge in into(switch.edge) for s in table.groups]).double()
+        others[group] = 0
+        gone = -torch.nn.functional.one_hot(torch.tensor(group), table.num_groups).double()
+        best = min(
+            float((gone + t * others) @ matrix @ (gone + t * others))
+            for t in torch.linspace(-1, 1, 20_001).tolist()
+        )
+        assert float(method.scores()[group]) == pytest.approx(best, rel=1e-6)
+    plain = LaplaceSearch(table, options(rescale=False))
+    plain.update_(torch.ones(table.num_switches), lambda: rows)
+    assert torch.allclose(plain.scores(), matrix.diagonal())
+    assert bool((method.scores() < plain.scores()).all())
+
+
+def into(edge: int) -> set[int]:
+    """Edges of NAS-Bench-201 that enter the node that this one enters: 0-1; 0-2, 1-2; 0-3, 1-3, 2-3."""
+    return next(edges for edges in ({0}, {1, 2}, {3, 4, 5}) if edge in edges)
 
 
 def test_joint_evidence_counts_what_twins_hide():

@@ -96,3 +96,19 @@ def test_a_softmax_is_over_the_operations_of_each_edge(name):
     torch.testing.assert_close(table.softmax(logits), expected)
     small = (logits / 300).requires_grad_()
     assert torch.autograd.gradcheck(table.softmax, (small,))
+
+
+def test_what_stands_beside_a_group_that_goes():
+    table = SwitchTable.of(SPACES["darts"], depth=1)
+    spec = table.cells[0][1]
+    on = torch.ones(table.num_groups, dtype=torch.bool)
+    on[0] = False
+    beside = table.beside(on)
+    for g, switch in enumerate(table.groups):
+        for h, other in enumerate(table.groups):
+            same_node = (
+                switch.key == other.key and spec.edges[switch.edge].target == spec.edges[other.edge].target
+            )
+            goes_along = switch.op is None and switch.edge == other.edge
+            expected = same_node and h not in (0, g) and other.op is not None and not goes_along
+            assert bool(beside[g, h]) == expected

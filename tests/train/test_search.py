@@ -332,8 +332,13 @@ def searcher_of(recipe: SearchRecipe, folder: Path) -> Searcher:
         return Searcher(recipe, setting.supernet, setting.search_loaders, folder, lambda row: None, reporter)
 
 
-def test_curvature_is_measured_with_the_statistics_of_plain_images(tmp_path, monkeypatch):
-    changes = {"search__cycles": 2, "search__removal": 0.4, "data__augment": "shift"}
+def test_curvature_can_be_measured_with_the_statistics_of_plain_images(tmp_path, monkeypatch):
+    changes = {
+        "search__cycles": 2,
+        "search__removal": 0.4,
+        "search__norm_images": 10_000,
+        "data__augment": "shift",
+    }
     searcher = searcher_of(recipe(**changes), tmp_path / "run")
     measure, seen = search_module.relative_rows, []
 
