@@ -3,8 +3,8 @@
     >>> write_atomically(folder / "report.json", text)          # readers see the old content or the new, never a part
     >>> append_line(folder / "metrics.jsonl", row)
 
-Every writer of this package goes through here: written beside its place, flushed to the disk, then renamed over the old
-file, so that a kill or a power cut at any moment leaves one of the two.
+What this package writes itself goes through here (the ONNX exporter writes on its own): beside its place, flushed to
+the disk, then renamed over the old file, so that a kill or a power cut at any moment leaves one of the two.
 """
 
 from __future__ import annotations

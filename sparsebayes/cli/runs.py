@@ -91,7 +91,7 @@ def run(
         arguments.require_run(resume)
     arguments.require_device(resolved)
     if seeds is None:
-        folders = [asked.run(changes, out)]
+        folders = [asked.run(resolved, changes, out)]
     elif process.count > 1:
         raise RunError("expected --seed under torchrun, got --seeds; start it once for each seed")
     else:
@@ -115,14 +115,14 @@ class _Asked:
         """The recipe with some overrides."""
         return arguments.read_recipe(self.recipe, self.preset, changes)
 
-    def run(self, changes: list[str], out: Path | None) -> Path:
-        """Run it, and say where it is and whether it is too large; or how an interrupted run is continued."""
+    def run(self, resolved: AnyRecipe, changes: list[str], out: Path | None) -> Path:
+        """Run the recipe, and say where it is and whether it is too large; or how an interrupted run is continued."""
         from sparsebayes.train.run import run_recipe
 
         process = launched()
         try:
             folder = run_recipe(
-                self.resolved(changes),
+                resolved,
                 out=out,
                 resume=self.resume,
                 quiet=self.quiet,
@@ -151,15 +151,16 @@ def _run_seeds(asked: _Asked, changes: list[str], out: Path | None, seeds: range
     folders = []
     for seed in seeds:
         own = [*changes, f"seed={seed}"]
+        resolved = asked.resolved(own)
         target = None if out is None else out.with_name(f"{out.name}-seed{seed}")
         if target is not None and not asked.overwrite and (target / "report.json").is_file():
             from sparsebayes.train.folder import is_finished
 
-            if is_finished(target, asked.resolved(own)):
+            if is_finished(target, resolved):
                 click.echo(f"run folder: {target} (finished before)")
                 folders.append(target)
                 continue
-        folders.append(asked.run(own, target))
+        folders.append(asked.run(resolved, own, target))
     summary = over_seeds(folders)
     if summary:
         click.echo(summary)

@@ -88,7 +88,7 @@ class Capture(TorchFunctionMode):
                 return self._linear(*args, **keywords)
             if func in _CONVOLUTIONS:
                 return self._conv(func, *args, **keywords)
-            if func is torch.max_pool2d and args:
+            if func in _MAX_POOLS and args:
                 return _max_pool(func, args, keywords)
             if self._switches and func in _PRODUCTS and len(args) == 2 and not keywords and not _recomputed():
                 return self._product(func, *args)
@@ -264,6 +264,7 @@ class Capture(TorchFunctionMode):
 
 
 _CONVOLUTIONS = frozenset({conv1d, conv2d, conv3d})
+_MAX_POOLS = frozenset({torch.max_pool2d, functional.max_pool2d})  # modules call the second
 _PRODUCTS = frozenset({torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__})
 
 
@@ -281,8 +282,13 @@ def _max_pool(func: Callable[..., Tensor], args: Sequence[Any], keywords: Mappin
         and x.requires_grad
         and x.is_contiguous()
         and _ordinary(x)
+        and len(args) < 7  # the seventh asks for the places of the maxima
+        and not keywords.get("return_indices", False)
     ):
-        return max_pool(x, args[1:], keywords)
+        named = {name: value for name, value in keywords.items() if name != "return_indices"}
+        if named.get("stride", 0) is None:
+            del named["stride"]
+        return max_pool(x, [[] if value is None else value for value in args[1:]], named)
     return func(*args, **keywords)
 
 

@@ -219,10 +219,9 @@ class Sweep:
             passes = max(self._starts.num_passes(self._few.shape[1]), 1)
             self._size = max(1, _BLOCK_ROWS // passes)
             if self.device.type == "cpu":
-                recorded = [call.output[0] for call in capture.calls] + [
-                    one.input[0] for one in capture.scalings
-                ]
-                numbers = passes * sum(one.numel() for one in recorded)
+                # Of the two images; not all that is recorded need have images for its first dim.
+                recorded = [call.output for call in capture.calls] + [one.input for one in capture.scalings]
+                numbers = passes * sum(one.numel() for one in recorded) // 2
                 self._size = min(self._size, max(_BLOCK_IMAGES, _BLOCK_NUMBERS // max(numbers, 1)))
         return self._size
 
@@ -239,7 +238,8 @@ class Sweep:
         self._compare(logits)
         untracked = self._note(capture, logits)
         if len(self._sizes) == 1:  # another number of images has to be seen
-            self._examine(x, len(x) + 1)
+            _, self._few = self._examine(x, len(x) + 1)
+            self._compare(logits)
             untracked |= self._mixed
         v = self._starts(logits.detach())
         if chances is not None:

@@ -89,9 +89,10 @@ def sum_curvature(
         for block in sweep.blocks(batches, num_images):
             for images in block.ranges(block.whole):
                 for part in parts:
-                    q = _traces(part, block, images)  # [m, groups of the part]
-                    first[part.groups] += q.sum(0)
-                    second[part.groups] += q.square_().sum(0)
+                    for some in slices(images, part.num_groups, block.device):
+                        q = _traces(part, block, some)  # [m, groups of the part]
+                        first[part.groups] += q.sum(0)
+                        second[part.groups] += q.square_().sum(0)
         used = torch.tensor(float(sweep.num_images), dtype=torch.float64, device=sweep.device)
     add_up_(first, second, used)
     check_finite(first, grouping)

@@ -13,6 +13,8 @@ twice the loss in nats, as z^2 h everywhere. Twins, and an operation that goes i
     >>> H = torch.tensor([[4.0, 4.0, 0.0], [4.0, 4.0, 0.0], [0.0, 0.0, 4.0]])
     >>> rescaled(H, beside=~torch.eye(3, dtype=torch.bool))
     tensor([2., 2., 4.])
+    >>> rescaled(H[:2, :2], beside=~torch.eye(2, dtype=torch.bool))        # one of two twins may go, not both
+    tensor([4., 0.])
 
 Not in the papers: one step towards the full posterior, in which everything readjusts (MacKay 1992) and the quadratic is
 trusted far from where it was measured.
@@ -35,10 +37,16 @@ def rescaled(matrix: Tensor, beside: Tensor) -> Tensor:
             `sparsebayes.nas.switches.SwitchTable.beside` says which.
 
     Returns:
-        Of shape `[G]`, at least 0. A group that nothing stands beside keeps H_gg.
+        Of shape `[G]`, at least 0. The operation that is worth most to its node keeps H_gg, as does one that nothing
+        stands beside: when the others are gone, nothing makes up for it.
     """
     others = beside.to(matrix)
     along = (others * matrix).sum(1)  # (H w)_g
     scale = torch.einsum("gi,ij,gj->g", others, matrix, others)  # w' H w
     saved = torch.where(scale > 0, along.square() / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0)
-    return (matrix.diagonal() - saved).clamp(min=0)
+    worth = (matrix.diagonal() - saved).clamp(min=0)
+    order = torch.arange(len(worth), device=worth.device)
+    ahead = (worth > worth[:, None]) | ((worth == worth[:, None]) & (order < order[:, None]))
+    is_operation = beside.any(0)  # gates stand beside nothing
+    is_first = is_operation & ~(beside & ahead).any(1)
+    return torch.where(is_first, matrix.diagonal(), worth)

@@ -70,7 +70,8 @@ def observe(model: nn.Module, paths: Collection[str], example: Tensor) -> dict[s
         if path in paths or isinstance(module, BATCH_NORMS):
             module.register_forward_pre_hook(before(path))
             module.register_forward_hook(note(path))
-    with torch.no_grad():
+    devices = [example.device] if example.is_cuda else []
+    with torch.random.fork_rng(devices), torch.no_grad():
         trial(example)
     return seen
 

@@ -284,14 +284,22 @@ def _full_precision() -> Iterator[None]:
     except RuntimeError:  # it cannot be read once a user has set the newer switches otherwise
         older = None
     try:
+        products: str | None = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        products = None
+    try:
         if older is not None:  # a forward that enters `cudnn.flags` reads it
             backends.cudnn.allow_tf32 = False
+        if products is not None:  # the older switch must say the same as the newer one
+            torch.set_float32_matmul_precision("highest")
         for place in places:
             place.fp32_precision = "ieee"
         yield
     finally:
         if older is not None:
             backends.cudnn.allow_tf32 = older
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
         for place, precision in zip(places, before, strict=True):
             place.fp32_precision = precision
 

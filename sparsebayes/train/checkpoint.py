@@ -21,7 +21,7 @@ from sparsebayes.files import write_atomically
 
 __all__ = ["phase_state", "read_checkpoint", "remove_checkpoints", "write_checkpoint"]
 
-VERSION = 2
+VERSION = 3
 HEAD = "sparsebayes checkpoint"
 MOST_HEAD = 200
 """Bytes within which the first line ends."""

@@ -117,15 +117,18 @@ def training_seconds(recipe: Recipe, num_train: int, step_seconds: float, image_
     train, data = recipe.train, recipe.data
     steps = max(1, (num_train - data.holdout) // data.batch_size)
     epoch = steps * step_seconds + data.holdout * image_seconds
+    # The dense network, which teaches on augmented images, does not shrink.
+    teaches = train.distill > 0 and train.distill_on == "augmented"
+    teaching = steps * data.batch_size * image_seconds if teaches else 0.0
     total, cost = train.pretrain.epochs * epoch, 1.0
     for _ in range(train.cycles.count):
         images = min(recipe.curvature.num_images * recipe.curvature.draws, num_train)
         total += cost * step_seconds * images / data.batch_size
         cost *= (1 - train.cycles.shrink) ** 0.5
         passes = max(train.cycles.epochs, min(train.cycles.max_epochs, int(train.cycles.epochs / cost)))
-        total += passes * cost * epoch
+        total += passes * (cost * epoch + teaching)
     candidates = 2 if recipe.prior.strength == "auto" and recipe.prune.budget is None else 1
-    return total + candidates * train.finetune.epochs * max(cost, 0.2) * epoch
+    return total + candidates * train.finetune.epochs * (max(cost, 0.2) * epoch + teaching)
 
 
 def _images(recipe: Recipe) -> tuple[Dataset, int]:

@@ -58,7 +58,7 @@ def open_folder(recipe: AnyRecipe, out: Path | None, resume: Path | None, overwr
             refuse_running(folder)
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "recipe.yaml", dump_recipe(recipe))
+        write_atomically(folder / "recipe.yaml", _recorded(recipe))
     except OSError as error:
         raise RunError(f"cannot write the run folder {folder}: {error.strerror or error}") from None
     return folder
@@ -90,7 +90,7 @@ def _is_run(folder: Path) -> bool:
     except (RunError, RecipeError):
         return False
     # A run writes every default out, which no person does.
-    return (folder / "recipe.yaml").read_text(encoding="utf-8") == dump_recipe(recipe)
+    return (folder / "recipe.yaml").read_text(encoding="utf-8") == _recorded(recipe)
 
 
 def _is_written(name: str) -> bool:
@@ -133,6 +133,11 @@ def recorded_recipe(run_dir: Path) -> AnyRecipe:
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     return parse_recipe(text, str(path))
+
+
+def _recorded(recipe: AnyRecipe) -> str:
+    """What a run folder keeps: the presets that were not asked for need not suit what was."""
+    return dump_recipe(recipe.model_copy(update={"presets": {}}))
 
 
 def _without_paths(recipe: AnyRecipe) -> dict[str, Any]:

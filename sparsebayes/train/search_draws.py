@@ -165,7 +165,7 @@ def _by_loss(
         row = {"best": guided.best, "losses": list(guided.losses), "curve": guided.curve().tolist()}
     else:
         row = _by_paired_loss(recipe, supernet, values, candidates, loaders)
-    if recipe.sampling.baseline:
+    if recipe.sampling.baseline and isinstance(method, DropoutSearch):
         generator = Generator().manual_seed(derive_seed(recipe.seed, "search", "random architectures"))
         blind = [
             random_architecture(supernet, alive, rule, decided.genotype.num_ops, generator)

@@ -354,11 +354,13 @@ COUPLED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+@pytest.mark.parametrize("num_images", [2, 3, 4])
 @pytest.mark.parametrize("name", COUPLED)
-def test_networks_without_per_image_derivatives_are_refused(name: str) -> None:
+def test_networks_without_per_image_derivatives_are_refused(name: str, num_images: int) -> None:
     kind, text = COUPLED[name]
     torch.manual_seed(0)
     model = kind()
     parameter = next(iter(dict(model.named_parameters())))
+    x, y = torch.randn(4, 3)[:num_images], torch.tensor([0, 1, 2, 2])[:num_images]
     with pytest.raises(ModelError, match=text):
-        entry_curvature(model, [parameter], [(torch.randn(4, 3), torch.tensor([0, 1, 2, 2]))], num_data=4)
+        entry_curvature(model, [parameter], [(x, y)], num_data=4)

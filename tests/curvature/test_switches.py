@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from sparsebayes.curvature import block as block_module
-from sparsebayes.curvature import fallback, switch_curvature, switch_rows
+from sparsebayes.curvature import capture, fallback, switch_curvature, switch_rows
 from sparsebayes.curvature.exact import ggn_matrix
 from sparsebayes.curvature.factors import class_columns
 from sparsebayes.errors import GroupingError, NumericsError
@@ -244,16 +244,20 @@ def test_norms_with_an_input_gradient_of_our_own(dims: int, affine: bool) -> Non
 
 
 @pytest.mark.parametrize(
-    "pool",
+    ("pool", "remembers"),
     [
-        nn.MaxPool2d(2),
-        nn.MaxPool2d(3, 1, 1),
-        nn.MaxPool2d((2, 3), (1, 2), (1, 0), (2, 1), ceil_mode=True),
-        lambda x: torch.max_pool2d(x, kernel_size=2, padding=1),
-        lambda x: functional.max_pool2d(x.relu(), 2, return_indices=True)[0],
+        (nn.MaxPool2d(2), True),
+        (nn.MaxPool2d(3, 1, 1), True),
+        (nn.MaxPool2d((2, 3), (1, 2), (1, 0), (2, 1), ceil_mode=True), True),
+        (lambda x: torch.max_pool2d(x, kernel_size=2, padding=1), True),
+        (lambda x: functional.max_pool2d(x, 2, None), True),
+        (lambda x: functional.max_pool2d(x.relu(), 2, return_indices=True)[0], False),
+        (lambda x: functional.max_pool2d(x.relu(), 2, 2, 0, 1, False, True)[0], False),
     ],
 )
-def test_max_pools_that_remember_their_maxima(pool: Callable[[Tensor], Tensor]) -> None:
+def test_max_pools_that_remember_their_maxima(
+    pool: Callable[[Tensor], Tensor], remembers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Pooled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -263,12 +267,16 @@ def test_max_pools_that_remember_their_maxima(pool: Callable[[Tensor], Tensor]) 
             h = pool(self.z[0] * x)
             return (self.z[1] * pool(h.relu())).mean((2, 3))
 
+    ran = []
+    own = capture.max_pool
+    monkeypatch.setattr(capture, "max_pool", lambda *given: ran.append(1) or own(*given))
     torch.manual_seed(0)
     model = Pooled().double()
     x, y = torch.randn(4, 3, 8, 9, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
     found = switch_curvature(model, ["z"], [(x, y)], num_data=4, estimator="exact")
     assert found.matrix is not None
     _assert_equal(found.matrix, ggn_matrix(model, ["z"], x, y))
+    assert bool(ran) == remembers
 
 
 def test_norms_that_a_network_runs_under_vmap() -> None:

@@ -12,6 +12,8 @@ import torch
 from sparsebayes.errors import RunError
 from sparsebayes.files import write_atomically
 from sparsebayes.train.checkpoint import (
+    HEAD,
+    VERSION,
     phase_state,
     read_checkpoint,
     remove_checkpoints,
@@ -88,7 +90,7 @@ def forged(path, state: object) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     digest = hashlib.blake2b(buffer.getvalue(), digest_size=16).hexdigest()
-    path.write_bytes(f"sparsebayes checkpoint 2 {digest}\n".encode() + buffer.getvalue())
+    path.write_bytes(f"{HEAD} {VERSION} {digest}\n".encode() + buffer.getvalue())
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path) -> None:

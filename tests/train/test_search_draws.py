@@ -348,4 +348,5 @@ def test_the_papers_number_of_draws_is_the_default():
 
 def test_a_softmax_and_random_cells_have_one_decision_only():
     for baseline, count in (("darts", 1), ("random", 1), ("magnitude", 16), ("none", 16)):
-        assert load_recipe("nas_bench201", overrides=[f"search.baseline={baseline}"]).num_draws == count
+        overrides = [f"search.baseline={baseline}", "sampling.count=16"]
+        assert load_recipe("nas_bench201", overrides=overrides).num_draws == count
