@@ -111,7 +111,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path) -> None:
 def test_other_version_is_refused(tmp_path) -> None:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(b"sparsebayes checkpoint 99 00\n")
-    with pytest.raises(RunError, match="version '99', expected 2"):
+    with pytest.raises(RunError, match=f"version '99', expected {VERSION}"):
         read_checkpoint(path)
 
 
