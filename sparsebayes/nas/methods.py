@@ -63,7 +63,7 @@ class Options:
     strength: float
     rule: str = "evidence"
     joint: bool = False
-    rescale: bool = True
+    rescale: bool = False
     switch_lr: float = 0.05
     momentum: float = 0.9
     seed: int = 0

@@ -138,8 +138,8 @@ class SearchSection(Section):
         description="Judge operations by the full curvature matrix of their switches, one removed after the other.",
     )
     rescale: bool = Field(
-        default=True,
-        description="Evidence of one operation lets the others of its node rescale together, as batch norms do anyhow.",
+        default=False,
+        description="Evidence of an operation lets the others of its node rescale together, as batch norms do.",
     )
     norm_images: int = Field(
         default=0,

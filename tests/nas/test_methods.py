@@ -39,7 +39,7 @@ def test_the_scale_of_a_node_is_no_evidence():
     table = SwitchTable.of(SPACES["nas_bench_201"], depth=1)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(40, 1, table.num_groups, generator=generator, dtype=torch.float64)
-    method = LaplaceSearch(table, options())
+    method = LaplaceSearch(table, options(rescale=True))
     method.update_(torch.ones(table.num_switches), lambda: rows)
     matrix, nodes = switch_matrix(rows, 500), [min(into(s.edge)) for s in table.groups]
     expected = torch.zeros(table.num_groups, dtype=torch.float64)
@@ -55,7 +55,7 @@ def test_the_scale_of_a_node_is_no_evidence():
         best = max((g for g in range(len(nodes)) if nodes[g] == node), key=lambda g: float(expected[g]))
         expected[best] = matrix[best, best]
     assert torch.allclose(method.scores(), expected, rtol=1e-6)
-    plain = LaplaceSearch(table, options(rescale=False))
+    plain = LaplaceSearch(table, options())
     plain.update_(torch.ones(table.num_switches), lambda: rows)
     assert torch.allclose(plain.scores(), matrix.diagonal())
     assert int((method.scores() < plain.scores()).sum()) == table.num_groups - 3
