@@ -59,10 +59,10 @@ METHODS: dict[str, tuple[str, ...]] = {
 BENCH_NOTES = (
     "Searched on CIFAR-10; accuracies are those of the benchmark's table, read once per run, at its end.",
     "Not blind: the table's values for cells that earlier versions had found on these seeds were seen. Three versions "
-    "were dropped: a schedule in which the last update decides and batch norm estimated anew before the curvature, both "
-    "of which collapsed to skip connections (76.9 % on seed 0, 54.3 % on seed 1), and search.rescale, whose mean over "
-    "five seeds was 93.05 % and which misses the operation that planted data need (a test). The version here is the one "
-    "without them.",
+    "were dropped: a schedule in which the last update decides and batch norm estimated anew before the curvature, "
+    "which both collapsed to skip connections (76.9 % on seed 0, 54.3 % on seed 1), and search.rescale, whose mean "
+    "over five seeds was 93.05 % and which misses the operation that planted data need (a test). Measured here is "
+    "the version without them.",
     "All methods share data, supernet and passes over the images. darts and natural_gradient learn the weights on one "
     "half of the images and the architecture on the other, so they take half the weight steps. They switch nothing off "
     "on the way; variational_dropout what it drops more often than not.",
