@@ -20,8 +20,6 @@ from sparsebayes.curvature.workers import add_up_
 from sparsebayes.data import Loader
 from sparsebayes.files import make_folder, write_atomically
 from sparsebayes.groups import Grouping, concatenate, make_grouping, trace_units
-from sparsebayes.groups.scope import Scope
-from sparsebayes.groups.unit_rules import feature_grouping, unit_grouping
 from sparsebayes.inference.joint import joint_survival
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.prune.masking import Masks
@@ -45,8 +43,6 @@ __all__ = [
 
 MAX_HISTOGRAM = 100_000
 """Groups up to which the evidence of each is kept for the report's histogram."""
-TRACED = {"units": unit_grouping, "features": feature_grouping}
-"""Rules that one trace of the network serves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,14 +102,17 @@ def dense_groups(recipe: Recipe, model: nn.Module, example: Tensor) -> DenseGrou
         ModelError: If the network cannot be traced.
     """
     graph = trace_units(model, example)
-    parts = []
-    for rule in recipe.groups:
-        if rule.rule in TRACED:
-            parts.append(TRACED[rule.rule](model, graph, Scope(rule.include, rule.exclude)))
-        else:
-            parts.append(
-                make_grouping(model, rule.rule, example=example, include=rule.include, exclude=rule.exclude)
-            )
+    parts = [
+        make_grouping(
+            model,
+            rule.rule,
+            example=example,
+            include=rule.include,
+            exclude=rule.exclude,
+            trace=lambda: graph,
+        )
+        for rule in recipe.groups
+    ]
     return DenseGroups(concatenate(parts), graph.fixed)
 
 
