@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import resource
 import statistics
 import subprocess
 import sys
@@ -164,9 +163,17 @@ def peak(method: str, device: str, batch: int) -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage: its peak begins with that of the process that started this one.
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
     run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
+    return (resident("VmHWM") - before) / 1e6
+
+
+def resident(field: str) -> int:
+    """Bytes of memory that this process holds (VmRSS), or held at most (VmHWM); of Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def vgg_rows(options: argparse.Namespace) -> list[Row]:
@@ -329,7 +336,8 @@ def main() -> None:
         return
     for name in TASKS if options.task == "all" else [options.task]:
         title, run = TASKS[name]
-        target = ROOT / "docs" / "benchmarks" / f"curvature-{name}.json"
+        threads = "" if options.threads == 1 else f"-{options.threads}-threads"
+        target = ROOT / "docs" / "benchmarks" / f"curvature-{name}{threads}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_rows(
             target,
