@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--keep", type=Path, help="keep the run folders here")
     parser.add_argument("overrides", nargs="*", help="recipe overrides, key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     seeds = list(range(arguments.seeds))
     if arguments.task == SAMPLING:
         run_sampling(seeds, arguments.samples, arguments.overrides, arguments.threads)
