@@ -21,7 +21,8 @@ WRITTEN = (
     *("recipe.yaml", "metrics.jsonl", "pareto.json", "points", "seconds.json"),
     *("selection.json", "evidence.json", "environment.json", "report.json", "report.md", "report.html"),
     *("model.safetensors", "architecture.json", "model.onnx", "dense.onnx", "export-*", "*.part"),
-    *("genotype.json", "switches.json", "cell-*.svg", "found", "bench.html", "bench.json", LOCK_FILE),
+    *("genotype.json", "candidates.json", "switches.json", "cell-*.svg", "found"),
+    *("bench.html", "bench.json", LOCK_FILE),
     *(".model.onnx-*", ".dense.onnx-*"),  # folders that a kill in the middle of an export leaves behind
     *("checkpoint*.pt", "posterior*.pt", "search*.pt", "retrain*.pt"),
 )

@@ -10,18 +10,21 @@
                          better, image by image, by more than two standard errors
 
 The method's own decision is the first candidate in all of them. What was compared is one row of metrics.jsonl (phase
-"sample"): held-out losses, from which the report draws the best of n against n, or the proxies' values.
+"sample"): held-out losses, from which the report draws the best of n against n, or the proxies' values. The
+architectures themselves are in candidates.json of the run folder.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Generator, Tensor, nn
@@ -44,12 +47,36 @@ from sparsebayes.train.search import SearchLoaders, WithSwitches, decision_of
 from sparsebayes.train.search_removal import alive_groups
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["choose_architecture", "clearly_better", "estimate_norms_", "groups_of"]
+__all__ = ["Compared", "choose_architecture", "clearly_better", "estimate_norms_", "groups_of"]
 
 MOST_ORDERS = 20
 """Random orders that are tried for an architecture of a given size."""
 NUM_ERRORS = 2.0
 """Standard errors by which another architecture must be better than the evidence's own."""
+
+
+@final
+@dataclass(frozen=True)
+class Compared:
+    """Architectures that were compared, and which one is the best.
+
+    Attributes:
+        candidates: the method's own decision first; an architecture that was drawn several times is there as often.
+        best: number of the one that wins; 0 where all are the same.
+    """
+
+    candidates: tuple[Decided, ...]
+    best: int
+
+    @property
+    def winner(self) -> Decided:
+        """The best candidate."""
+        return self.candidates[self.best]
+
+    def to_json(self) -> str:
+        """The number of the best, and every candidate as `Genotype.to_dict` has it, one a line."""
+        lines = (json.dumps(decided.genotype.to_dict()) for decided in self.candidates)
+        return f'{{"best": {self.best}, "candidates": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
 def choose_architecture(
@@ -60,7 +87,7 @@ def choose_architecture(
     loaders: SearchLoaders,
     record: Callable[[dict[str, Any]], None],
     reporter: Reporter,
-) -> Decided:
+) -> Compared:
     """Compare architectures and take the best.
 
     Args:
@@ -73,7 +100,7 @@ def choose_architecture(
         reporter: told of it.
 
     Returns:
-        The best candidate; `own` where all are the same, as there is nothing to choose then.
+        What was compared; `own` wins where all are the same, as there is nothing to choose then.
 
     Raises:
         NumericsError: no candidate has a finite loss, or a proxy is NaN.
@@ -93,8 +120,7 @@ def choose_architecture(
         reporter.line(
             f"number {row['best']} of {len(candidates)} architectures ({distinct} different) is the best"
         )
-    best: int = row["best"]
-    return candidates[best]
+    return Compared(tuple(candidates), row["best"])
 
 
 def _candidates(

@@ -1,7 +1,8 @@
 """From a recipe of `task: search` to a run folder: search, network, optional compression, test set, exports, report.
 
-The folder holds what every run has, and genotype.json, switches.json (every switch with what it is worth), cell-*.svg,
-and `found`: the network of the genotype before anything was removed from it.
+The folder holds what every run has, and genotype.json, switches.json (every switch with what it is worth),
+candidates.json (the architectures that were compared, where several were), cell-*.svg, and `found`: the network of the
+genotype before anything was removed from it.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ class _SearchRun:
         own, method = searcher.run(), searcher.method
         if self._recipe.num_draws == 1:
             return own
-        return choose_architecture(
+        compared = choose_architecture(
             self._recipe,
             setting.supernet,
             method,
@@ -186,6 +187,8 @@ class _SearchRun:
             self._record,
             self._reporter,
         )
+        write_atomically(self._folder / "candidates.json", compared.to_json())
+        return compared.winner
 
     def _write_switches(self, decided: Decided) -> None:
         """Write what every group was worth when it was last updated, and whether it is part of the genotype."""

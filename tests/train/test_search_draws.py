@@ -78,7 +78,8 @@ def chosen(setting: Setting, searcher: Searcher) -> tuple[Genotype, dict]:
             reporter,
         )
     (row,) = rows
-    return found.genotype, row
+    assert found.best == row["best"]
+    return found.winner.genotype, row
 
 
 def test_dropout_takes_the_lowest_held_out_loss_and_leaves_the_supernet_as_it_is(tmp_path, monkeypatch):
@@ -288,6 +289,11 @@ def test_a_run_records_what_was_drawn(tmp_path, posterior):
     assert row["distinct"] > 1
     noted = "mean_relevance" if posterior == "variational_dropout" else "exploration_noise"
     assert all(noted in row for row in rows if row["phase"] == "search")
+    compared = json.loads((folder / "candidates.json").read_text())
+    candidates = [Genotype.from_dict(data) for data in compared["candidates"]]
+    assert len(candidates) == 6 and len({one.to_json() for one in candidates}) == row["distinct"]
+    assert compared["best"] == row["best"]
+    assert candidates[row["best"]].to_json() == (folder / "genotype.json").read_text()
     report = json.loads((folder / "report.json").read_text())
     assert report["method"] == posterior and report["table"]["ranks"]["c10_test_200"] >= 1
     page = (folder / "report.html").read_text()
