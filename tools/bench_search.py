@@ -8,15 +8,14 @@
 off the run's report; the methods share data, supernet and passes over the images, and random search gets the
 multiply-accumulates that the Laplace search trains and measures with.
 `step` times a training step of the supernet of the DARTS space with switches against the same step with a softmax, and
-the curvature of all switches against one step. The data root is $SPARSEBAYES_DATA. Results: docs/benchmarks/NAME.json,
-written after every run.
+the curvature of all switches against one step. The data root is $SPARSEBAYES_DATA. Results are written
+after every run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
 import tempfile
 import time
@@ -24,17 +23,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from bench_files import add_out, write
 from torch.nn import functional
 
 from sparsebayes.nas import SPACES, Shape, Supernet
 from sparsebayes.nas.methods import DartsSearch, Options
 from sparsebayes.nas.rows import relative_rows
 from sparsebayes.recipe import load_recipe
-from sparsebayes.report.benchmarks import Row, write_rows
-from sparsebayes.report.provenance import git_commit, library_versions, machine_hardware
+from sparsebayes.report.benchmarks import Row
 from sparsebayes.train.run import run_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = "tools/bench_search.py"
 METHODS: dict[str, tuple[str, ...]] = {
     "laplace": (),
     "magnitude": ("search.baseline=magnitude",),
@@ -72,26 +71,8 @@ BENCH_NOTES = (
 )
 
 
-def write(
-    name: str, title: str, notes: tuple[str, ...], rows: list[Row], threads: int, command: list[str]
-) -> None:
-    """Write what is known so far."""
-    target = ROOT / "docs" / "benchmarks" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(
-        target,
-        title=title,
-        notes=list(notes),
-        rows=rows,
-        hardware=f"{machine_hardware()}; {threads} threads",
-        versions=library_versions(),
-        command=shlex.join(["python", "tools/bench_search.py", *command]),
-        git_commit=git_commit(ROOT),
-    )
-
-
 def bench_201(
-    methods: list[str], seeds: list[int], threads: int, overrides: list[str], keep: Path | None
+    methods: list[str], seeds: list[int], threads: int, overrides: list[str], out: Path, keep: Path | None
 ) -> None:
     """Search once per seed and method."""
     values: dict[tuple[str, str], dict[int, float]] = {}
@@ -135,11 +116,17 @@ def bench_201(
                 for (name, metric), by_seed in values.items()
             ]
             write(
-                "nas-bench-201", "Architecture search on NAS-Bench-201", BENCH_NOTES, rows, threads, command
+                out,
+                "nas-bench-201",
+                title="Architecture search on NAS-Bench-201",
+                notes=BENCH_NOTES,
+                rows=rows,
+                command=[PROGRAM, *command],
+                threads=threads,
             )
 
 
-def bench_step(threads: int, repeats: int) -> None:
+def bench_step(threads: int, repeats: int, out: Path) -> None:
     """Time steps of the supernet of the DARTS space, interleaved."""
     supernet = Supernet(SPACES["darts"], Shape(width=8, depth=1))
     images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
@@ -175,8 +162,15 @@ def bench_step(threads: int, repeats: int) -> None:
         rows.append(
             Row("DARTS space, 5 cells, width 8, batch 16", name, "ratio to a DARTS step", (ratio,), (0,))
         )
-    notes = (f"Median of {repeats} interleaved repeats.",)
-    write("nas-step", "Cost of a search step", notes, rows, threads, ["step", "--threads", str(threads)])
+    write(
+        out,
+        "nas-step",
+        title="Cost of a search step",
+        notes=[f"Median of {repeats} interleaved repeats."],
+        rows=rows,
+        command=[PROGRAM, "step", "--threads", str(threads), "--repeats", str(repeats)],
+        threads=threads,
+    )
 
 
 def main() -> None:
@@ -191,13 +185,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10, help="repeats of the timed step")
     parser.add_argument("--keep", type=Path, help="keep the run folders here")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="recipe overrides, key=value")
+    add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.task == "step":
-        bench_step(arguments.threads, arguments.repeats)
+        bench_step(arguments.threads, arguments.repeats, arguments.out)
         return
     seeds = list(range(arguments.seeds))
-    bench_201(arguments.methods, seeds, arguments.threads, arguments.overrides, arguments.keep)
+    bench_201(arguments.methods, seeds, arguments.threads, arguments.overrides, arguments.out, arguments.keep)
 
 
 if __name__ == "__main__":
