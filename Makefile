@@ -1,6 +1,7 @@
 # make quickstart   install into .venv and compress a first network, from data inside the package
 # make test         all tests that need no network
 # make lint         style, format and types
+# make bench-quick  measure a small part of docs/benchmarks.md anew, in about 10 minutes, beside the published figures
 # make docs         write the pages of docs/ that are made from the code, and check the links
 # make release-test build the wheel, install it into an empty environment, and run the first recipe there
 #
@@ -17,11 +18,11 @@ PYTHON ?= $(firstword $(foreach name,$(CANDIDATES),$(shell $(name) -c '$(NEW_ENO
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help quickstart install dev test lint docs release-test
+.PHONY: help quickstart install dev test lint bench-quick docs release-test
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 5
+	@sed -n 's/^# //p' Makefile | head -n 6
 
 quickstart: install
 	$(BIN)/sparsebayes run recipes/quickstart.yaml
@@ -37,6 +38,9 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-quick: install
+	$(BIN)/python tools/bench_quick.py
 
 docs: dev
 	$(BIN)/python tools/render_recipe_reference.py

@@ -4,7 +4,7 @@
     python tools/bench_compression.py equal-size --seeds 5 --threads 1
 
 Each task runs a recipe once per seed, in this process, reads the test error off the run's report, and writes
-docs/benchmarks/NAME.json after every seed, so that a long benchmark can be watched and interrupted. The data root is
+what is known after every seed, so that a long benchmark can be watched and interrupted. The data root is
 $SPARSEBAYES_DATA. Render the page afterwards: python tools/render_benchmarks.py
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_files import add_out, write
 
 from sparsebayes.recipe import load_recipe
-from sparsebayes.report.benchmarks import Row, read_benchmark, write_rows
-from sparsebayes.report.provenance import git_commit, library_versions, machine_hardware
+from sparsebayes.report.benchmarks import Row
 from sparsebayes.train.run import run_recipe
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -225,10 +222,10 @@ def metrics(report: dict[str, Any], seconds: float) -> Iterator[tuple[str, float
 PROGRAM = "tools/bench_compression.py"
 
 
-def command_line(program: str, task: Task, seeds: list[int], overrides: list[str], threads: int) -> str:
+def command_line(program: str, task: Task, seeds: list[int], overrides: list[str], threads: int) -> list[str]:
     """The command that makes the same rows, without where this machine keeps things."""
     options = ["--seeds", str(len(seeds)), "--threads", str(threads)]
-    return shlex.join(["python", program, task.name, *options, *overrides])
+    return [program, task.name, *options, *overrides]
 
 
 def run(
@@ -236,11 +233,11 @@ def run(
     seeds: list[int],
     overrides: list[str],
     threads: int,
+    out: Path,
     keep: Path | None,
     program: str = PROGRAM,
 ) -> None:
     """Run all methods of a task, and write what is known after every run."""
-    target = ROOT / "docs" / "benchmarks" / f"{task.name}.json"
     values: dict[tuple[str, str], dict[int, float]] = {}
     for seed in seeds:
         for method, own in task.methods.items():
@@ -268,18 +265,15 @@ def run(
                 Row(task.name, name, metric, tuple(by_seed.values()), tuple(by_seed))
                 for (name, metric), by_seed in values.items()
             ]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_rows(
-                target,
+            write(
+                out,
+                task.name,
                 title=task.title,
                 notes=list(task.notes),
                 rows=rows,
-                hardware=f"{machine_hardware()}; {threads} threads",
-                versions=library_versions(),
                 command=command_line(program, task, seeds, overrides, threads),
-                git_commit=git_commit(ROOT),
+                threads=threads,
             )
-    read_benchmark(target)
 
 
 def main() -> None:
@@ -291,6 +285,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--keep", type=Path, help="keep the run folders here")
+    add_out(parser)
     parser.add_argument("overrides", nargs="*", help="recipe overrides, key=value")
     arguments = parser.parse_intermixed_args()
     run(
@@ -298,6 +293,7 @@ def main() -> None:
         list(range(arguments.seeds)),
         arguments.overrides,
         arguments.threads,
+        arguments.out,
         arguments.keep,
     )
 

@@ -8,8 +8,8 @@ Tasks: `vgg` (every weight, and every filter's gate, of VGG-16-BN), `cell` (98 s
 (the same with 100 classes), `error` (relative error of the full diagonal against its cost, on trained networks). One
 unit is the time of forward + backward over the same images in the same round; in a round the methods take turns, so
 that other load on the machine falls on all of them. Memory is the peak of a process of its own, above
-what the network and the images take. BackPACK and ASDL are measured if they can be imported. Writes
-docs/benchmarks/curvature-TASK.json.
+what the network and the images take. BackPACK and ASDL are measured if they can be imported. The
+benchmarks are called curvature-TASK.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_files import add_out, typed, write
 from bench_networks import Cell, resnet18, vgg16
 from torch import Tensor, nn
 from torch.nn import functional
@@ -41,10 +42,8 @@ from sparsebayes.curvature import (
 from sparsebayes.data import Loader, load
 from sparsebayes.groups.rules import make_grouping
 from sparsebayes.models.lenet import LeNet5Caffe
-from sparsebayes.report.benchmarks import Row, read_benchmark, write_rows
-from sparsebayes.report.provenance import git_commit, library_versions, machine_hardware
+from sparsebayes.report.benchmarks import Row
 
-ROOT = Path(__file__).resolve().parents[1]
 Batches = list[tuple[Tensor, Tensor]]
 Methods = dict[str, Callable[[], object]]
 PLAIN = "forward + backward"
@@ -327,8 +326,11 @@ def main() -> None:
     parser.add_argument(
         "--note", action="append", default=[], help="a sentence on how it was measured; repeatable"
     )
+    add_out(parser)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.task == "all" and options.out.suffix == ".json":
+        parser.error("all tasks do not fit into one file; give --out a folder")
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     if options.peak:
@@ -337,10 +339,9 @@ def main() -> None:
     for name in TASKS if options.task == "all" else [options.task]:
         title, run = TASKS[name]
         threads = "" if options.threads == 1 else f"-{options.threads}-threads"
-        target = ROOT / "docs" / "benchmarks" / f"curvature-{name}{threads}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(
-            target,
+        write(
+            options.out,
+            f"curvature-{name}{threads}",
             title=title,
             notes=[
                 f"{'Processor time' if options.device == 'cpu' else 'Time'} as a ratio to forward + backward over the "
@@ -350,12 +351,9 @@ def main() -> None:
                 *options.note,
             ],
             rows=run(options),
-            hardware=f"{machine_hardware()}; {options.threads} threads",
-            versions=library_versions(),
-            command="python tools/bench_curvature.py " + " ".join(sys.argv[1:]),
-            git_commit=git_commit(ROOT),
+            command=typed(options.out),
+            threads=options.threads,
         )
-        read_benchmark(target)
 
 
 if __name__ == "__main__":

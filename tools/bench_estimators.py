@@ -6,30 +6,27 @@
 For every seed one network is trained; each estimator then scores its single weights by their evidence z^2 h = w^2 G_ii,
 or its filters by the sum of that over their entries, and the best share of each layer's groups that `--keep` allows
 over the whole network stays. Selections are compared with those of the exact diagonal (Jaccard: common / either), and
-each pruned network is fine-tuned in the same way. The test set is read once per network, at the end. Writes
-docs/benchmarks/curvature-selections.json.
+each pruned network is fine-tuned in the same way. The test set is read once per network, at the end. The
+benchmark is called curvature-selections.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from bench_files import add_out, typed, write
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from sparsebayes.curvature import entry_curvature, recursion_curvature
 from sparsebayes.data import Dataset, Loader, load
 from sparsebayes.models.lenet import LeNet5Caffe
-from sparsebayes.report.benchmarks import Row, read_benchmark, write_rows
-from sparsebayes.report.provenance import git_commit, library_versions, machine_hardware
+from sparsebayes.report.benchmarks import Row
 
-ROOT = Path(__file__).resolve().parents[1]
 Batches = list[tuple[Tensor, Tensor]]
 Scores = dict[str, Tensor]
 
@@ -174,12 +171,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2048, help="of the curvature")
     parser.add_argument("--keep", type=float, default=0.02, help="share of the weights")
     parser.add_argument("--keep-filters", type=float, default=0.1, help="share of the filters")
+    add_out(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    target = ROOT / "docs" / "benchmarks" / "curvature-selections.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(
-        target,
+    write(
+        options.out,
+        "curvature-selections",
         title="Does a better curvature change what is pruned?",
         notes=[
             f"Trained for {options.epochs} epochs, curvature from {options.images} training images, fine-tuned for "
@@ -187,12 +184,9 @@ def main() -> None:
             "Test errors are those of the pruned networks after fine-tuning; the test set chose nothing.",
         ],
         rows=run(options),
-        hardware=f"{machine_hardware()}; {options.threads} threads",
-        versions=library_versions(),
-        command="python tools/bench_estimators.py " + " ".join(sys.argv[1:]),
-        git_commit=git_commit(ROOT),
+        command=typed(options.out),
+        threads=options.threads,
     )
-    read_benchmark(target)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How much longer our training loop takes than one written by hand in PyTorch, and write docs/benchmarks/overhead.json.
+"""How much longer our training loop takes than one written by hand in PyTorch, as benchmark `overhead`.
 
     python tools/bench_overhead.py                                      # LeNet-5 on the embedded digits
-    python tools/bench_overhead.py --model lenet_300_100 --pairs 9
+    python tools/bench_overhead.py --model lenet_300_100 --pairs 9 --out runs/overhead.json
 
 Both loops train the same network on the same images with the same optimizer and batch size. The one by hand is what a
 tutorial shows: normalised images in memory, a random order, forward, backward, step. Ours adds the learning-rate cycle,
@@ -13,25 +13,22 @@ given beside that on the wall, which other programs lengthen.
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
+from bench_files import add_out, typed, write
 from torch import nn
 from torch.nn import functional as F
 
 from sparsebayes.data import Loader, load
 from sparsebayes.models import build
 from sparsebayes.recipe.schema import TrainSection
-from sparsebayes.report.benchmarks import Row, write_rows
-from sparsebayes.report.provenance import git_commit, library_versions, machine_hardware
+from sparsebayes.report.benchmarks import Row
 from sparsebayes.train.fit import Phase, fast_layout_, fit_
 
-ROOT = Path(__file__).resolve().parents[1]
 BATCH, LR, DECAY = 128, 0.01, 5e-4
 
 
@@ -85,7 +82,7 @@ def main() -> int:
     parser.add_argument("--data", default="embedded_mnist")
     parser.add_argument("--images", type=int, default=6400, help="training images of an epoch")
     parser.add_argument("--pairs", type=int, default=7, help="epochs of each")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "overhead.json")
+    add_out(parser)
     arguments = parser.parse_args()
     dataset = load(arguments.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -120,20 +117,18 @@ def main() -> int:
         ratios = tuple(ours / hand for ours, hand in pairs)
         rows.append(Row(task, "ours", f"{clock}, times the loop by hand", ratios, rounds))
         medians.append(f"{statistics.median(ratios):.3f} in {clock}")
-    write_rows(
+    target = write(
         arguments.out,
+        "overhead",
         title="Overhead of the training loop",
         rows=rows,
         notes=[
             "Epochs of both loops timed in turn; the seeds are the numbers of the rounds. "
             f"The median ratio was {', '.join(medians)}."
         ],
-        hardware=machine_hardware(),
-        versions=library_versions(),
-        command=shlex.join(["python", "tools/bench_overhead.py", *sys.argv[1:]]),
-        git_commit=git_commit(ROOT),
+        command=typed(arguments.out),
     )
-    print(f"median ratio {', '.join(medians)}; {arguments.out}")
+    print(f"median ratio {', '.join(medians)}; {target}")
     return 0
 
 

@@ -6,20 +6,20 @@
 
 The first two run recipes that differ in the posterior alone, at one budget. The third learns drop probabilities of a
 LeNet-300-100 (PGNAS), draws sub-networks from them, and judges each on held-out images with the weights it has, without
-any fine-tuning; beside them random sub-networks of the same widths, and those drawn uniformly. Results go to
-docs/benchmarks/NAME.json after every seed. Render the page afterwards: python tools/render_benchmarks.py
+any fine-tuning; beside them random sub-networks of the same widths, and those drawn uniformly. Results are
+written after every seed. Render the page afterwards: python tools/render_benchmarks.py
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from bench_compression import SELECTED, Task
 from bench_compression import run as run_task
+from bench_files import add_out, write
 from torch import Tensor
 
 from sparsebayes.data import Loader, load
@@ -33,8 +33,7 @@ from sparsebayes.inference.sampling import (
 )
 from sparsebayes.prune.masking import Masks
 from sparsebayes.recipe import Recipe, load_recipe
-from sparsebayes.report.benchmarks import Row, read_benchmark, write_rows
-from sparsebayes.report.provenance import git_commit, library_versions, machine_hardware
+from sparsebayes.report.benchmarks import Row
 from sparsebayes.train.evaluation import Evaluation, evaluate
 from sparsebayes.train.fit import Phase, fit_
 from sparsebayes.train.loaders import Loaders
@@ -43,7 +42,6 @@ from sparsebayes.train.removal import dense_groups
 from sparsebayes.train.setup import make_builder, make_loaders
 from sparsebayes.train.switched import Switched, make_posterior
 
-ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = "tools/bench_posteriors.py"
 
 OTHERS: dict[str, tuple[str, ...]] = {
@@ -192,31 +190,27 @@ def sampling_figures(seed: int, num_samples: int, overrides: list[str]) -> Itera
             yield from sampled("guided by constant L2, same widths", switched, fitted, loaders.heldout, test)
 
 
-def run_sampling(seeds: list[int], num_samples: int, overrides: list[str], threads: int) -> None:
+def run_sampling(seeds: list[int], num_samples: int, overrides: list[str], threads: int, out: Path) -> None:
     """Measure and write after every seed."""
     torch.set_num_threads(threads)
-    target = ROOT / "docs" / "benchmarks" / f"{SAMPLING}.json"
     values: dict[tuple[str, str], dict[int, float]] = {}
     options = ["--seeds", str(len(seeds)), "--samples", str(num_samples), "--threads", str(threads)]
     for seed in seeds:
         for method, metric, value in sampling_figures(seed, num_samples, overrides):
             values.setdefault((method, metric), {})[seed] = value
             print(f"seed {seed} {method}: {metric} {value:.3f}", flush=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(
-            target,
+        write(
+            out,
+            SAMPLING,
             title="Guided against random sampling of sub-networks",
             notes=list(NOTES),
             rows=[
                 Row(SAMPLING, name, metric, tuple(by_seed.values()), tuple(by_seed))
                 for (name, metric), by_seed in values.items()
             ],
-            hardware=f"{machine_hardware()}; {threads} threads",
-            versions=library_versions(),
-            command=shlex.join(["python", PROGRAM, SAMPLING, *options, *overrides]),
-            git_commit=git_commit(ROOT),
+            command=[PROGRAM, SAMPLING, *options, *overrides],
+            threads=threads,
         )
-    read_benchmark(target)
 
 
 def main() -> None:
@@ -229,14 +223,23 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500, help="draws (guided-sampling)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--keep", type=Path, help="keep the run folders here")
+    add_out(parser)
     parser.add_argument("overrides", nargs="*", help="recipe overrides, key=value")
     arguments = parser.parse_intermixed_args()
     seeds = list(range(arguments.seeds))
     if arguments.task == SAMPLING:
-        run_sampling(seeds, arguments.samples, arguments.overrides, arguments.threads)
+        run_sampling(seeds, arguments.samples, arguments.overrides, arguments.threads, arguments.out)
     else:
         task = TASKS[arguments.task]
-        run_task(task, seeds, arguments.overrides, arguments.threads, arguments.keep, program=PROGRAM)
+        run_task(
+            task,
+            seeds,
+            arguments.overrides,
+            arguments.threads,
+            arguments.out,
+            arguments.keep,
+            program=PROGRAM,
+        )
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ off the run's report; the methods share data, supernet and passes over the image
 multiply-accumulates that the Laplace search trains and measures with. A search that compares several cells gives two
 rows: the method's own decision, which is the first of the run's candidates.json, and the best of them.
 `step` times a training step of the supernet of the DARTS space with switches against the same step with a softmax, and
-the curvature of all switches against one step. The data root is $SPARSEBAYES_DATA. Results: docs/benchmarks/NAME.json,
-written after every run.
+the curvature of all switches against one step. The data root is $SPARSEBAYES_DATA. Results are written
+after every run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from bench_files import add_out, write
 from torch.nn import functional
 
 from sparsebayes.nas import SPACES, Genotype, Shape, Supernet
@@ -32,11 +32,10 @@ from sparsebayes.nas.methods import DartsSearch, Options
 from sparsebayes.nas.rows import relative_rows
 from sparsebayes.nas.tabular import BenchTable
 from sparsebayes.recipe import SearchRecipe, load_recipe
-from sparsebayes.report.benchmarks import Row, write_rows
-from sparsebayes.report.provenance import git_commit, library_versions, machine_hardware
+from sparsebayes.report.benchmarks import Row
 from sparsebayes.train.run import run_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = "tools/bench_search.py"
 METHODS: dict[str, tuple[str, ...]] = {
     "laplace": (),
     "magnitude": ("search.baseline=magnitude",),
@@ -83,26 +82,8 @@ BENCH_NOTES = (
 )
 
 
-def write(
-    name: str, title: str, notes: tuple[str, ...], rows: list[Row], threads: int, command: list[str]
-) -> None:
-    """Write what is known so far."""
-    target = ROOT / "docs" / "benchmarks" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(
-        target,
-        title=title,
-        notes=list(notes),
-        rows=rows,
-        hardware=f"{machine_hardware()}; {threads} threads",
-        versions=library_versions(),
-        command=shlex.join(["python", "tools/bench_search.py", *command]),
-        git_commit=git_commit(ROOT),
-    )
-
-
 def bench_201(
-    methods: list[str], seeds: list[int], threads: int, overrides: list[str], keep: Path | None
+    methods: list[str], seeds: list[int], threads: int, overrides: list[str], out: Path, keep: Path | None
 ) -> None:
     """Search once per seed and method."""
     table = BenchTable.embedded()
@@ -148,7 +129,13 @@ def bench_201(
                 for (name, metric), by_seed in values.items()
             ]
             write(
-                "nas-bench-201", "Architecture search on NAS-Bench-201", BENCH_NOTES, rows, threads, command
+                out,
+                "nas-bench-201",
+                title="Architecture search on NAS-Bench-201",
+                notes=BENCH_NOTES,
+                rows=rows,
+                command=[PROGRAM, *command],
+                threads=threads,
             )
 
 
@@ -165,7 +152,7 @@ def found_cells(method: str, num_draws: int, folder: Path) -> Iterator[tuple[str
     yield f"{method}, best of {num_draws} by {judge}", Genotype.from_dict(candidates[compared["best"]])
 
 
-def bench_step(threads: int, repeats: int) -> None:
+def bench_step(threads: int, repeats: int, out: Path) -> None:
     """Time steps of the supernet of the DARTS space, interleaved."""
     supernet = Supernet(SPACES["darts"], Shape(width=8, depth=1))
     images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
@@ -201,8 +188,15 @@ def bench_step(threads: int, repeats: int) -> None:
         rows.append(
             Row("DARTS space, 5 cells, width 8, batch 16", name, "ratio to a DARTS step", (ratio,), (0,))
         )
-    notes = (f"Median of {repeats} interleaved repeats.",)
-    write("nas-step", "Cost of a search step", notes, rows, threads, ["step", "--threads", str(threads)])
+    write(
+        out,
+        "nas-step",
+        title="Cost of a search step",
+        notes=[f"Median of {repeats} interleaved repeats."],
+        rows=rows,
+        command=[PROGRAM, "step", "--threads", str(threads), "--repeats", str(repeats)],
+        threads=threads,
+    )
 
 
 def main() -> None:
@@ -217,13 +211,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10, help="repeats of the timed step")
     parser.add_argument("--keep", type=Path, help="keep the run folders here")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="recipe overrides, key=value")
+    add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.task == "step":
-        bench_step(arguments.threads, arguments.repeats)
+        bench_step(arguments.threads, arguments.repeats, arguments.out)
         return
     seeds = list(range(arguments.seeds))
-    bench_201(arguments.methods, seeds, arguments.threads, arguments.overrides, arguments.keep)
+    bench_201(arguments.methods, seeds, arguments.threads, arguments.overrides, arguments.out, arguments.keep)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Surgery on the networks of torchvision: what is removed must change nothing.
 
-    python tools/bench_surgery.py                     # all networks, docs/benchmarks/torchvision-surgery.json
+    python tools/bench_surgery.py                     # all networks: benchmark torchvision-surgery
     python tools/bench_surgery.py resnet18 vit_b_16   # some of them, whose rows are replaced
     python tools/bench_surgery.py --timing            # processor seconds alone, the same way
 
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_files import add_out, file_of, write
 from torch import Tensor, nn
 
 from sparsebayes.errors import SparseBayesError
@@ -35,12 +36,10 @@ from sparsebayes.groups.unit_rules import unit_grouping
 from sparsebayes.models import build
 from sparsebayes.prune.compaction import Compaction, compact, cut
 from sparsebayes.prune.masking import apply_masks_
-from sparsebayes.report.benchmarks import Row, read_benchmark, write_rows
-from sparsebayes.report.provenance import git_commit, library_versions, machine_hardware
+from sparsebayes.report.benchmarks import Row, read_benchmark
 from sparsebayes.torchvision_compat import import_torchvision
 
-ROOT = Path(__file__).resolve().parents[1]
-FILE = ROOT / "docs" / "benchmarks" / "torchvision-surgery.json"
+NAME = "torchvision-surgery"
 SEED = 0
 SHARE = 0.4
 TASK = "40 % of all units removed at once"
@@ -68,6 +67,7 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", metavar="NETWORK")
     parser.add_argument("--timing", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
+    add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     chosen = {name: NETWORKS[name] for name in arguments.networks} or NETWORKS
@@ -75,7 +75,7 @@ def main() -> int:
     if arguments.timing or chosen is NETWORKS:
         makers += [partial(_timing_rows, name, side) for name, side in TIMED.items()]
     for make in makers:
-        _write(make())
+        _write(make(), arguments.out)
     return 0
 
 
@@ -241,15 +241,17 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.process_time() - started
 
 
-def _write(rows: list[Row]) -> None:
+def _write(rows: list[Row], out: Path) -> None:
     """Replace these rows in the file, and leave the others."""
     places = {(row.task, row.method) for row in rows}
-    known = read_benchmark(FILE).rows if FILE.exists() else ()
+    target = file_of(out, NAME)
+    known = read_benchmark(target).rows if target.exists() else ()
     left = [row for row in known if (row.task, row.method) not in places]
     order = [*NETWORKS, *TIMED]
     rows = sorted([*left, *rows], key=lambda row: (row.task != TASK, order.index(row.method)))
-    write_rows(
-        FILE,
+    write(
+        out,
+        NAME,
         title="Surgery on torchvision's networks",
         rows=rows,
         notes=[
@@ -263,10 +265,7 @@ def _write(rows: list[Row]) -> None:
             "the result still runs in both modes, not whether it is right.",
             "swin_t works sizes out of its width in its code: its residual width and heads stay, by name.",
         ],
-        hardware=machine_hardware(),
-        versions=library_versions(),
-        command="python tools/bench_surgery.py",
-        git_commit=git_commit(ROOT),
+        command=["tools/bench_surgery.py"],
     )
 
 

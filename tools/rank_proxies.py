@@ -1,7 +1,7 @@
 """Rank correlation of the training-free proxies with true accuracies, on random cells of NAS-Bench-201.
 
     python tools/rank_proxies.py --cells 1000
-    python tools/rank_proxies.py --cells 100 --threads 1 --out docs/benchmarks/proxies.json
+    python tools/rank_proxies.py --cells 100 --threads 1 --out runs/proxies
 
 A check of the proxies, not of a search: networks of the benchmark's size (16 channels, 5 cells per stage) with fresh
 weights, a batch of 32 CIFAR-10 images from the sample inside the package. Published Spearman correlations of SynFlow
@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import shlex
-import sys
 import time
-from pathlib import Path
 
 import torch
+from bench_files import add_out, typed, write
 
 from sparsebayes.data import Loader, load
 from sparsebayes.nas import SPACES, Genotype, build_network
@@ -26,10 +24,8 @@ from sparsebayes.nas.decision import connected
 from sparsebayes.nas.genotype import Op
 from sparsebayes.nas.proxies import PROXIES, rank_correlation
 from sparsebayes.nas.tabular import BenchTable, cell_of
-from sparsebayes.report.benchmarks import Row, write_rows
-from sparsebayes.report.provenance import git_commit, library_versions, machine_hardware
+from sparsebayes.report.benchmarks import Row
 
-ROOT = Path(__file__).resolve().parents[1]
 TASKS = {"CIFAR-10": "c10_test_200", "CIFAR-100": "c100_test_200", "ImageNet16-120": "in16_test_200"}
 BATCH = 32
 
@@ -79,7 +75,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--depth", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "proxies.json")
+    add_out(parser)
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -98,17 +94,16 @@ def main() -> None:
         rows.append(
             Row("NAS-Bench-201 proxies", name, "milliseconds for a cell", (spent,), (arguments.seed,))
         )
-    write_rows(
+    write(
         arguments.out,
+        "proxies",
         title="Training-free proxies against true accuracies on NAS-Bench-201",
         rows=rows,
         notes=[
             f"{len(cells)} random cells, {arguments.width} channels, {arguments.depth} cells per stage, batch {BATCH}."
         ],
-        hardware=f"{machine_hardware()}; {torch.get_num_threads()} threads",
-        versions=library_versions(),
-        command="python " + shlex.join(sys.argv),
-        git_commit=git_commit(ROOT),
+        command=typed(arguments.out),
+        threads=torch.get_num_threads(),
     )
 
 
