@@ -36,17 +36,25 @@ from sparsebayes.report.benchmarks import Row
 from sparsebayes.train.run import run_recipe
 
 PROGRAM = "tools/bench_search.py"
+SIZE = ("retrain.width=16", "retrain.depth=5")
+"""Of the benchmark's networks: proxies judge what their accuracies speak of."""
 METHODS: dict[str, tuple[str, ...]] = {
     "laplace": (),
+    # Two operations are left on every edge, so that there is something to choose from.
+    "laplace, 3 passes": (
+        "search.cycles=3",
+        "sampling.count=50",
+        "sampling.judge=proxies",
+        "sampling.proxies=[posterior, synflow, naswot]",
+        *SIZE,
+    ),
     "magnitude": ("search.baseline=magnitude",),
     "darts": ("search.baseline=darts",),
     "random": ("search.baseline=random",),
     "natural_gradient": (
         "posterior=natural_gradient",
         "sampling.count=50",
-        # The size of the benchmark's networks: proxies judge what their accuracies speak of.
-        "retrain.width=16",
-        "retrain.depth=5",
+        *SIZE,
     ),
     "variational_dropout": (
         "posterior=variational_dropout",
@@ -56,7 +64,7 @@ METHODS: dict[str, tuple[str, ...]] = {
         "sampling.baseline=false",
     ),
 }
-JUDGES = {"natural_gradient": "proxies"}
+JUDGES = {"natural_gradient": "proxies", "laplace, 3 passes": "evidence and proxies"}
 """What compares the cells of a method, where it is not held-out loss."""
 ACCURACIES = {
     "CIFAR-10 test (%)": "c10_test_200",

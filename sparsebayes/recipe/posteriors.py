@@ -130,10 +130,10 @@ class LogitGaussianSection(_GaussianKeys):
 class ArchitectureSamplingSection(Section):
     """Architectures compared when the supernet is trained; the posterior's own is always one of them.
 
-    natural_gradient draws them and judges them by training-free proxies (BaLeNAS-TF); variational_dropout draws them
-    and takes the lowest held-out loss with the supernet's weights (PGNAS). laplace and baseline magnitude judge those
-    of the highest scores by held-out loss, and take another than their own where it is better by more than two standard
-    errors. Baselines darts and random have one decision only.
+    natural_gradient and variational_dropout draw them; laplace and baseline magnitude take those of the highest scores.
+    Proxies judge fresh networks (BaLeNAS-TF): the best mean rank wins. Held-out loss is that with the supernet's
+    weights: the lowest wins for variational_dropout (PGNAS); for the others one that is better than their own by more
+    than two standard errors. Baselines darts and random have one decision only.
     """
 
     count: int | None = Field(
@@ -143,11 +143,17 @@ class ArchitectureSamplingSection(Section):
         description="Architectures to choose among; 1: the method's own decision, for natural_gradient the argmax of "
         "the mean. null: 50 for variational_dropout, else 1.",
     )
+    judge: Literal["auto", "heldout", "proxies"] = Field(
+        default="auto",
+        description="What compares them; auto: proxies for natural_gradient, held-out loss for the others.",
+    )
     proxies: Annotated[
-        tuple[Literal["synflow", "naswot", "grad_norm", "params"], ...], Field(strict=False, min_length=1)
+        tuple[Literal["posterior", "synflow", "naswot", "grad_norm", "params"], ...],
+        Field(strict=False, min_length=1),
     ] = Field(
         default=("synflow", "naswot"),
-        description="Scores of untrained networks whose mean rank decides for natural_gradient.",
+        description="Scores whose mean rank decides where proxies judge: of untrained networks, and posterior, the sum "
+        "of what the search found the operations to be worth.",
     )
     proxy_images: int = Field(
         default=32, ge=2, le=1024, description="Training images that the proxies see, one batch."

@@ -284,6 +284,14 @@ class SearchRecipe(Section):
         return 50 if self.posterior == "variational_dropout" and self.search.baseline == "none" else 1
 
     @property
+    def judge(self) -> Literal["heldout", "proxies"]:
+        """What compares architectures: as `sampling.judge` says, or what the posterior's paper does."""
+        if self.sampling.judge != "auto":
+            return self.sampling.judge
+        by_proxies = self.posterior == "natural_gradient" and self.search.baseline == "none"
+        return "proxies" if by_proxies else "heldout"
+
+    @property
     def network_size(self) -> tuple[int, int]:
         """Width and depth of the network that is built of what was found."""
         return self.retrain.width or self.search.width, self.retrain.depth or self.search.depth
@@ -328,14 +336,25 @@ class SearchRecipe(Section):
             )
         self._check_posterior()
 
+    @property
+    def _method(self) -> str:
+        """What learns the switches, in words."""
+        baseline = self.search.baseline
+        return f"posterior {self.posterior}" if baseline == "none" else f"baseline {baseline}"
+
     def _check_posterior(self) -> None:
         """Refuse proxies where none are computed, and precisions that no Gaussian has."""
         sampling, default = self.sampling, type(self.sampling)()
         asked = (sampling.proxies, sampling.proxy_images) != (default.proxies, default.proxy_images)
-        if asked and self.search.baseline == "none" and self.posterior != "natural_gradient":
+        if asked and self.judge == "heldout" and self.search.baseline in ("none", "magnitude"):
             raise RecipeError(
-                "sampling.proxies and sampling.proxy_images rank the architectures of posterior natural_gradient, but "
-                f"posterior is {self.posterior}, which judges by held-out loss; leave them out"
+                "sampling.proxies and sampling.proxy_images say how proxies judge architectures, but held-out loss "
+                f"judges those of {self._method}; leave them out, or set sampling.judge to proxies"
+            )
+        if self.judge == "heldout" and self._method == "posterior natural_gradient":
+            raise RecipeError(
+                "sampling.judge is heldout, but the supernet of posterior natural_gradient mixes the operations of an "
+                "edge, so that no cell has weights of its own; set it to proxies"
             )
         gaussian = self.natural_gradient
         if gaussian.initial_precision < gaussian.prior_precision:

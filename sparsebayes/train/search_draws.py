@@ -9,6 +9,9 @@
                          the weights and switches that they have; another than the method's own wins only where it is
                          better, image by image, by more than two standard errors
 
+Any method but natural_gradient may be judged either way (`sampling.judge`), and what the search found the operations to
+be worth may be one of the scores that are ranked (`posterior` in `sampling.proxies`).
+
 The method's own decision is the first candidate in all of them. What was compared is one row of metrics.jsonl (phase
 "sample"): held-out losses, from which the report draws the best of n against n, or the proxies' values. The
 architectures themselves are in candidates.json of the run folder.
@@ -111,8 +114,8 @@ def choose_architecture(
     row: dict[str, Any] = {"phase": "sample", "distinct": distinct, "best": 0}
     if distinct == 1:
         reporter.line("there is no other architecture to compare, so the method's own decision stays")
-    elif isinstance(method, NaturalGradientSearch):
-        row.update(_by_proxies(recipe, supernet, candidates, loaders))
+    elif recipe.judge == "proxies":
+        row.update(_by_proxies(recipe, supernet, method, candidates, loaders))
     else:
         row.update(_by_loss(recipe, supernet, method, candidates, loaders, rule))
     record(row)
@@ -140,9 +143,16 @@ def _candidates(
 
 
 def _by_proxies(
-    recipe: SearchRecipe, supernet: Supernet, candidates: list[Decided], loaders: SearchLoaders
+    recipe: SearchRecipe,
+    supernet: Supernet,
+    method: Method,
+    candidates: list[Decided],
+    loaders: SearchLoaders,
 ) -> dict[str, Any]:
-    """Proxies of fresh networks of the size that is retrained; each different architecture is ranked once."""
+    """Proxies of fresh networks of the size that is retrained; each different architecture is ranked once.
+
+    The posterior's own score is the sum over the groups that are on, by which the candidates of laplace are found.
+    """
     numbers: dict[str, int] = {}
     for number, decided in enumerate(candidates):
         numbers.setdefault(decided.genotype.to_json(), number)
@@ -150,13 +160,17 @@ def _by_proxies(
     values: dict[str, list[float]] = {name: [] for name in recipe.sampling.proxies}
     width, depth = recipe.network_size
     sizes = {**vars(supernet.shape), "width": width, "depth": depth}
+    scores = living_scores(method.scores().cpu(), alive_groups(supernet))
     for number in numbers.values():
         # The same seed for all: architectures differ, their luck does not.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(recipe.seed, "search", "proxies"))
             network = build_network(candidates[number].genotype, **sizes).to(images.device)
         for name, found in values.items():
-            found.append(PROXIES[name](network, images, labels))
+            if name == "posterior":
+                found.append(float(scores[groups_of(supernet.table, candidates[number].genotype)].sum()))
+            else:
+                found.append(PROXIES[name](network, images, labels))
     ranks = rank_average(list(values.values()))
     first = list(numbers.values())
     return {

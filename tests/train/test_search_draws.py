@@ -15,7 +15,7 @@ from sparsebayes.export.saved import load_model
 from sparsebayes.inference.sampling import expected_best
 from sparsebayes.nas import SPACES, Genotype, Shape, Supernet, build_network
 from sparsebayes.nas.decision import decide
-from sparsebayes.nas.proxies import synflow
+from sparsebayes.nas.proxies import rank_average, synflow
 from sparsebayes.nas.switches import SwitchTable
 from sparsebayes.recipe import SearchRecipe, load_recipe, parse_recipe
 from sparsebayes.train import search_draws
@@ -123,6 +123,23 @@ def test_proxies_rank_networks_as_large_as_they_will_be_and_the_mean_is_a_candid
         torch.manual_seed(search_draws.derive_seed(0, "search", "proxies"))
         network = build_network(genotype, width=6, depth=2)
     assert synflow(network, images, images) == max(values)
+
+
+def test_proxies_may_judge_the_cells_of_the_highest_evidence_and_the_evidence_be_one_of_them(tmp_path):
+    changes = ("sampling.judge=proxies", "sampling.proxies=[posterior, params]", "sampling.count=9")
+    setting, searcher = searched(recipe("laplace", *changes), tmp_path / "run")
+    genotype, row = chosen(setting, searcher)
+    scores, table = searcher.method.scores(), setting.supernet.table
+    worth, sizes = row["proxies"]["posterior"], row["proxies"]["params"]
+    assert len(worth) == len(sizes) == row["distinct"] == 9
+    # Found by their sums, the highest first.
+    assert worth == sorted(worth, reverse=True)
+    assert worth[row["candidates"].index(row["best"])] == pytest.approx(
+        float(scores[groups_of(table, genotype)].sum())
+    )
+    ranks = rank_average([worth, sizes])
+    assert row["mean_ranks"] == ranks
+    assert row["candidates"].index(row["best"]) == max(range(9), key=ranks.__getitem__)
 
 
 def test_what_was_switched_off_for_good_is_in_no_candidate(tmp_path):
@@ -316,12 +333,13 @@ def test_an_inherited_network_is_the_one_that_was_judged(tmp_path, norm_batches)
 @pytest.mark.parametrize(
     ("posterior", "change", "says"),
     [
-        ("laplace", ["sampling.proxies=[params]"], "posterior is laplace, which judges by held-out loss"),
+        ("laplace", ["sampling.proxies=[params]"], "held-out loss judges those of posterior laplace"),
         (
             "variational_dropout",
             ["sampling.proxy_images=64"],
-            "posterior is variational_dropout, which judges by held-out loss",
+            "held-out loss judges those of posterior variational_dropout",
         ),
+        ("natural_gradient", ["sampling.judge=heldout"], "no cell has weights of its own; set it to proxies"),
         ("natural_gradient", ["natural_gradient.initial_precision=0.5"], "below prior_precision 1.0"),
         ("natural_gradient", ["retrain.inherit=true"], "which posterior natural_gradient does not learn"),
     ],
