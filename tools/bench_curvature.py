@@ -2,7 +2,7 @@
 
     python tools/bench_curvature.py all --threads 1
     python tools/bench_curvature.py vgg --device cuda --batch 256
-    python tools/bench_curvature.py error --data cifar10 --width 64 --epochs 20
+    python tools/bench_curvature.py error --data cifar10 --networks resnet --width 64 --epochs 20
 
 Tasks: `vgg` (every weight, and every filter's gate, of VGG-16-BN), `cell` (98 switches of a DARTS-like cell), `classes`
 (the same with 100 classes), `error` (relative error of the full diagonal against its cost, on trained networks). One
@@ -256,7 +256,8 @@ def trained(name: str, options: argparse.Namespace) -> tuple[nn.Module, Batches]
 def error_rows(options: argparse.Namespace) -> list[Row]:
     """Relative error of the full diagonal on the same images, against its cost."""
     rows = []
-    for name in ("LeNet-5", f"ResNet-18, width {options.width}"):
+    names_of = {"lenet": "LeNet-5", "resnet": f"ResNet-18, width {options.width}"}
+    for name in (names_of[network] for network in options.networks):
         model, batches = trained(name, options)
         names = [parameter for parameter, _ in model.named_parameters()]
         size = sum(len(y) for _, y in batches)
@@ -316,6 +317,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--data", default="embedded_mnist")
+    parser.add_argument("--networks", nargs="+", choices=["lenet", "resnet"], default=["lenet", "resnet"])
     parser.add_argument("--width", type=int, default=8, help="of the ResNet-18")
     parser.add_argument("--epochs", type=int, default=6, help="of training before `error`")
     parser.add_argument("--images", type=int, default=2048, help="of the curvature in `error`")

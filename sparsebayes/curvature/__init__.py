@@ -4,12 +4,12 @@
 | -------------------------------------- | --------------------- | ------------------------------------------------- |
 | gates of filters, channels, units, ... | `gate_curvature`      | about 0.65: no weight gradients                   |
 | the same, as factors of a matrix       | `gate_rows`           | the same                                          |
-| switches that are parameters           | `switch_curvature`    | 0.5 to 0.6, with the full matrix                  |
-| single weights                         | `entry_curvature`     | about 1.4; a fraction of it with `importance=0.1` |
+| switches that are parameters           | `switch_curvature`    | 0.45, with the full matrix                        |
+| single weights                         | `entry_curvature`     | about 1.2; a fraction of it with `importance=0.1` |
 | sums over the weights of every group   | `sum_curvature`       | about 0.8 for filters                             |
 | the matrix of every group's entries    | `block_curvature`     | more: for small groups                            |
-| anything, images coupled by batch norm | `probe_curvature`     | about 1.3; noisier                                |
-| the literature's layer recursion       | `recursion_curvature` | as much; biased, for comparison                   |
+| anything, images coupled by batch norm | `probe_curvature`     | about 1.2; noisier                                |
+| the literature's layer recursion       | `recursion_curvature` | 1 to 1.7; biased, for comparison                  |
 
 Costs: processor time on one core, 32 x 32 images, VGG-16-BN and a cell of 98 switches (`tools/bench_curvature.py`).
 
