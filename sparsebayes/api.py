@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -171,22 +171,25 @@ class SparseModel:
         batches: Batches,
         *,
         strength: float = 1.0,
-        num_images: int | None = 2048,
+        num_images: int | Literal["auto"] | None = 2048,
         estimator: str = "monte_carlo",
         factor: str = "stick",
         draws: int = 1,
         importance: float = 1.0,
+        tolerance: float = 0.05,
     ) -> Laplace:
         """Estimate the curvature of every group's switch and update the posterior.
 
         Args:
             batches: Pairs of images and labels, such as a `DataLoader` without augmentation.
             strength: Temperature T: a group is worth keeping if it saves more than about T nats.
-            num_images: Images that are used, at most.
+            num_images: Images that are used, at most; ``"auto"``: until the relative standard error of the curvature
+                is below ``tolerance``; None: all.
             estimator: ``"monte_carlo"`` or ``"exact"``.
             factor: Random factor of the likelihood, for ``"monte_carlo"``.
             draws: Random draws per image.
             importance: Share of the images that get a backward pass, mostly those that the network is least sure of.
+            tolerance: Where ``"auto"`` stops; it warns if the images end before.
 
         Returns:
             The posterior.
@@ -207,6 +210,7 @@ class SparseModel:
             "draws": draws,
             "importance": importance,
             "num_images": num_images,
+            "tolerance": tolerance,
             "seed": self._seed + self.num_updates,
         }
         prices = None

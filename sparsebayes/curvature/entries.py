@@ -15,7 +15,6 @@ factor the GGN diagonal is the diagonal of the Fisher matrix.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
@@ -27,14 +26,12 @@ from sparsebayes.curvature.factors import Factor, Starts
 from sparsebayes.curvature.halves import Halves
 from sparsebayes.curvature.images import Batches, check_num_data
 from sparsebayes.curvature.squares import SquareSums
+from sparsebayes.curvature.stopping import Stopping
 from sparsebayes.curvature.sweep import Sweep
-from sparsebayes.curvature.workers import add_up_, number_of_workers, worker_seed
-from sparsebayes.errors import NumericsError, RecipeError
+from sparsebayes.curvature.workers import add_up_, worker_seed
+from sparsebayes.errors import NumericsError
 
 __all__ = ["EntryCurvature", "entry_curvature", "finish"]
-
-# Between two looks at the error lies this share of the images so far: each look waits for an accelerator.
-_PATIENCE = 0.25
 
 
 @final
@@ -128,37 +125,27 @@ def entry_curvature(  # noqa: PLR0913
         NumericsError: outputs or curvatures are not finite.
     """
     check_num_data(num_data)
-    if not 0 < tolerance <= 1:
-        raise RecipeError(f"expected a relative error above 0 and at most 1, got tolerance={tolerance:g}")
     names = list(dict.fromkeys(parameters))
-    auto = num_images == "auto"
-    if isinstance(num_images, str) and not auto:
-        raise RecipeError(f"expected a number of images, 'auto' or None, got num_images={num_images!r}")
-    limit = num_images if isinstance(num_images, int) else None
+    stop = Stopping(num_images, tolerance)
     starts = Starts(likelihood, estimator, factor, draws, worker_seed(seed))
-    next_look = 1.0
-    # Every worker decides for itself, without waiting for others: with W of them it needs 1/W of the precision.
-    enough = tolerance * number_of_workers() ** 0.5
     with Sweep(model, names, starts=starts, importance=importance) as sweep:
         halves = Halves(sweep.parameters)
         sums = {name: SquareSums(p, fourth=False) for name, p in sweep.parameters.items()}
-        for number, block in enumerate(sweep.blocks(batches, limit)):
+        for number, block in enumerate(sweep.blocks(batches, stop.limit)):
             for half, images in block.halves(number):
                 halves.count(half, images)
                 for some in block.ranges(images):
                     for name in names:
                         block.add_squares_(sums[name], name, some, tune=tune)
                 halves.add(half, sums)
-            if auto and sweep.num_images >= next_look:
-                if halves.error() <= enough:
-                    break
-                next_look = sweep.num_images * (1 + _PATIENCE)
-    return finish(sums, halves, sweep, num_data, tolerance if auto else None)
+            if sweep.complete and stop.reached(sweep.num_images, halves.error):
+                break
+    found = finish(sums, halves, sweep, num_data)
+    stop.warn_if_short(found.relative_error, found.num_images)
+    return found
 
 
-def finish(
-    sums: Mapping[str, SquareSums], halves: Halves, sweep: Sweep, num_data: int, tolerance: float | None
-) -> EntryCurvature:
+def finish(sums: Mapping[str, SquareSums], halves: Halves, sweep: Sweep, num_data: int) -> EntryCurvature:
     """Sum over the workers, scale, and refuse what is not finite.
 
     Args:
@@ -166,7 +153,6 @@ def finish(
         halves: the same over two halves.
         sweep: which went over the images.
         num_data: images in the whole data set.
-        tolerance: relative error above which to warn; None: never.
 
     Raises:
         NumericsError: a curvature is not finite.
@@ -182,11 +168,5 @@ def finish(
                 f"expected finite curvatures, got nan or inf in {name!r}; gradients overflow: check the "
                 "weights, or use float64"
             )
-    error = halves.error()
-    if tolerance is not None and error > tolerance:
-        warnings.warn(
-            f"the images ended before the curvature was known to a relative error of {tolerance:g}: it is {error:.2g} "
-            f"after {used} images; give more images or draws, or be content with it",
-            stacklevel=3,
-        )
-    return EntryCurvature(result, {name: halves.error(name) for name in total}, error, used, num_data)
+    errors = {name: halves.error(name) for name in total}
+    return EntryCurvature(result, errors, halves.error(), used, num_data)

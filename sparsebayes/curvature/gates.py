@@ -21,6 +21,8 @@ for networks that are piecewise linear in each weight its diagonal is that of th
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,7 @@ from sparsebayes.curvature.images import Batches, check_num_data
 from sparsebayes.curvature.parts import parts_of, reads_columns, reads_rows
 from sparsebayes.curvature.result import Curvature, from_sums
 from sparsebayes.curvature.squares import SquareSums
+from sparsebayes.curvature.stopping import Stopping
 from sparsebayes.curvature.sweep import Sweep
 from sparsebayes.curvature.workers import add_up_, worker_seed
 from sparsebayes.errors import GroupingError, NumericsError
@@ -47,7 +50,8 @@ def gate_curvature(
     estimator: str = "monte_carlo",
     factor: str | Factor = "stick",
     draws: int = 1,
-    num_images: int | None = None,
+    num_images: int | Literal["auto"] | None = None,
+    tolerance: float = 0.05,
     importance: float = 1.0,
     seed: int = 0,
 ) -> Curvature:
@@ -66,7 +70,9 @@ def gate_curvature(
         factor: random factor of the Monte Carlo estimator: "stick", "rademacher", "sampled_label", or own
             starting vectors.
         draws: random starting vectors per image.
-        num_images: use only the first so many images; None: all.
+        num_images: use only the first so many images; "auto": until the relative error is below `tolerance`;
+            None: all.
+        tolerance: relative error at which "auto" stops; it warns if the images end before.
         importance: share of the images that get a backward pass, those that the network is least sure of more
             often than others (`importance.py`); 1: all. Still unbiased; for a fitted network 0.1 is nearly as
             precise as 1.
@@ -78,13 +84,14 @@ def gate_curvature(
 
     Raises:
         RecipeError: an unknown likelihood, estimator or factor, `draws`, `num_data` or `num_images` below 1, or
-            `importance` not above 0 and at most 1.
+            `tolerance` or `importance` not above 0 and at most 1.
         DataError: no images, or targets that do not fit.
         GroupingError: the grouping has no gate entries, or is of another model.
         ModelError: outputs are not logits of shape `[B, C]`, or images influence each other.
         NumericsError: outputs or curvatures are not finite.
     """
     check_num_data(num_data)
+    stop = Stopping(num_images, tolerance)
     starts = Starts(likelihood, estimator, factor, draws, worker_seed(seed))
     with _sweep(model, grouping, starts, importance) as sweep:
         parts = parts_of(grouping, sweep.device)
@@ -94,7 +101,20 @@ def gate_curvature(
         names = [part.members[0].labels.parameter if part.single else "" for part in parts]
         values = sweep.parameters
         sums = {name: SquareSums(values[name], fourth=True) for name in names if name}
-        for block in sweep.blocks(batches, num_images):
+
+        def add_single_(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+            for part, name in zip(parts, names, strict=True):
+                if part.single:
+                    q, q_squared = part.from_entries(sums[name], values[name])
+                    first[part.groups] += q
+                    second[part.groups] += q_squared
+            return first, second
+
+        def error() -> float:
+            total = add_single_(first.clone(), second.clone())
+            return from_sums(*total, sweep.num_images, num_data, torch.float64).relative_error
+
+        for block in sweep.blocks(batches, stop.limit):
             for images in block.ranges(block.whole):
                 for name, own in sums.items():
                     block.add_squares_(own, name, images)
@@ -103,15 +123,16 @@ def gate_curvature(
                         q, q_squared = part.squares(block, images)
                         first[part.groups] += q
                         second[part.groups] += q_squared
-        for part, name in zip(parts, names, strict=True):
-            if part.single:
-                q, q_squared = part.from_entries(sums[name], values[name])
-                first[part.groups] += q
-                second[part.groups] += q_squared
+            if sweep.complete and stop.reached(sweep.num_images, error):
+                break
+        add_single_(first, second)
     used = torch.tensor(float(sweep.num_images), dtype=torch.float64, device=sweep.device)
     add_up_(first, second, used)
     check_finite(first, grouping)
-    return from_sums(first, second, int(used), num_data, sweep.dtype)
+    found = from_sums(first, second, int(used), num_data, sweep.dtype)
+    if stop.tolerance is not None:
+        stop.warn_if_short(found.relative_error, found.num_images)
+    return found
 
 
 def gate_rows(

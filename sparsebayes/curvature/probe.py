@@ -104,7 +104,7 @@ def probe_curvature(
             sweep.num_images += len(x)
     if sweep.num_images == 0:
         raise DataError("expected at least one image to compute the curvature from, got none")
-    return finish(sums, halves, sweep, num_data, None)
+    return finish(sums, halves, sweep, num_data)
 
 
 def _parts(batches: Batches, groups: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -60,6 +60,7 @@ class Sweep:
 
     Attributes:
         num_images: how many images were looked at so far, with or without a backward pass.
+        complete: whether the blocks so far speak of all of them; a pool of images may be handed out in several.
 
     Raises:
         GroupingError: the model has no parameter of a name.
@@ -107,6 +108,7 @@ class Sweep:
         self._importance = importance
         self._generator = torch.Generator().manual_seed(starts.seed ^ 0x5DEECE66D)  # of the choice of images
         self.num_images = 0
+        self.complete = True
         self._mixed: set[str] = set()  # parameters whose uses some batch showed not to keep the images apart
         self._sizes: set[int] = set()  # of the batches that were looked at
         self._few: Tensor | None = None  # outputs for the first images, until they have been compared
@@ -209,6 +211,7 @@ class Sweep:
                 some = chosen[start : start + size]
                 there = some.to(x.device)
                 block = self._block(x[there], y[some.to(y.device)], first, chances[some])
+                self.complete = start + size >= len(chosen)
                 yield block
                 block.release()
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sparsebayes.errors import RecipeError
 from sparsebayes.recipe.document import Keys
-from sparsebayes.recipe.schema import PriorSection, PruneSection, Recipe
+from sparsebayes.recipe.schema import CurvatureSection, PriorSection, PruneSection, Recipe
 from sparsebayes.recipe.search_schema import AnyRecipe, SearchRecipe
 
 __all__ = ["Contradiction", "contradictions", "refuse_contradictions"]
@@ -41,8 +41,15 @@ def contradictions(recipe: AnyRecipe) -> list[Contradiction]:
     """
     if isinstance(recipe, SearchRecipe):
         inner = recipe.compress
-        return [] if inner is None else _of_prior(inner.prior, inner.prune, ("compress",))
-    return [*_of_prior(recipe.prior, recipe.prune, ()), *_of_posterior(recipe)]
+        found = [] if inner is None else _of_prior(inner.prior, inner.prune, ("compress",))
+        return found + _of_curvature(
+            recipe.curvature, "a search measures every switch on each of a number of images"
+        )
+    return [
+        *_of_prior(recipe.prior, recipe.prune, ()),
+        *_of_posterior(recipe),
+        *_of_curvature(recipe.curvature, _why_all_images(recipe)),
+    ]
 
 
 def refuse_contradictions(recipe: AnyRecipe) -> None:
@@ -69,6 +76,34 @@ def _of_prior(prior: PriorSection, prune: PruneSection, above: tuple[str, ...]) 
         budget = ".".join((*above, "prune.budget"))
         text = f"{here}.price is budget, but the recipe has none; set {budget}, or {here}.price to params or macs"
         found.append(Contradiction((*above, "prior", "price"), text))
+    return found
+
+
+def _why_all_images(recipe: Recipe) -> str | None:
+    """Why an estimate must use each of a number of images; None where it may choose."""
+    if recipe.posterior != "laplace":
+        return f"the posterior {recipe.posterior} measures no curvature"
+    if recipe.prune.score != "evidence":
+        return f"prune.score {recipe.prune.score} measures no curvature"
+    if recipe.prior.joint:
+        return "prior.joint needs the derivatives of each of a number of images"
+    return None
+
+
+def _of_curvature(curvature: CurvatureSection, why_all: str | None) -> list[Contradiction]:
+    """Options that choose images where all of them are needed, and a tolerance that nothing stops at."""
+    found, defaults = [], CurvatureSection()
+    auto = curvature.num_images == "auto"
+    wrong = {"num_images": auto, "importance": curvature.importance != defaults.importance}
+    for name in (name for name, asked in wrong.items() if asked and why_all is not None):
+        text = f"{why_all}, but curvature.{name} is {getattr(curvature, name)}; set it to {getattr(defaults, name)}"
+        found.append(Contradiction(("curvature", name), text))
+    if curvature.tolerance != defaults.tolerance and not auto:
+        text = (
+            f"curvature.tolerance is where num_images: auto stops, but curvature.num_images is {curvature.num_images}; "
+            "leave out the tolerance, or set num_images to auto"
+        )
+        found.append(Contradiction(("curvature", "tolerance"), text))
     return found
 
 

@@ -1,8 +1,8 @@
 """Which names and special values a recipe accepts where a plain type says too little.
 
 Data sets and models are named by a table or by user code; `groups` may be written in several ways; a strength
-is a number or `auto`. Each check returns the value in the one form that the schema keeps, or raises
-`ValueError` with what was expected and what came.
+and the images of a curvature are a number or `auto`. Each check returns the value in the one form that the schema
+keeps, or raises `ValueError` with what was expected and what came.
 
     >>> check_rule("2:4")
     '2:4'
@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from sparsebayes.errors import unknown
 
@@ -23,12 +23,14 @@ __all__ = [
     "DATA_NAMES",
     "FOLDER",
     "MODEL_NAMES",
+    "MOST_IMAGES",
     "PATTERNS",
     "RULE_NAMES",
     "RUN_NAME",
     "USER_CODE",
     "check_data_name",
     "check_model_name",
+    "check_num_images",
     "check_rule",
     "check_strength",
     "list_rules",
@@ -66,6 +68,8 @@ _PARAMETRIC_RULE = re.compile(r"blocks:[1-9]\d{0,3}x[1-9]\d{0,3}")
 _N_OF_M = re.compile(r"([1-9]\d{0,2}):([1-9]\d{0,2})")
 _LARGEST_STRENGTH = 1e12
 _MOST_RULES = 64
+MOST_IMAGES = 10_000_000
+"""What a number of images may be at most."""
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 FOLDER = r"^[^\x00-\x1f\x7f]+$"
@@ -153,6 +157,23 @@ def list_rules(value: Any) -> Any:
     if len(entries) > _MOST_RULES:
         raise ValueError(f"expected at most {_MOST_RULES} rules, got {show_value(value)}")
     return [{"rule": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
+def check_num_images(value: object) -> int | Literal["auto"]:
+    """Accept `auto` or a whole number of images.
+
+    Raises:
+        ValueError: `value` is neither.
+    """
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_IMAGES:
+        return value
+    near = isinstance(value, str) and difflib.get_close_matches(value, ["auto"])
+    hint = "; did you mean 'auto'?" if near else ""
+    raise ValueError(
+        f"expected auto or a whole number >= 1 and <= {MOST_IMAGES:,}, got {show_value(value)}{hint}"
+    )
 
 
 def check_strength(value: object) -> float | str:

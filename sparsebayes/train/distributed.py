@@ -369,7 +369,7 @@ def _check_recipe(recipe: AnyRecipe, count: int) -> None:
             "start it without torchrun"
         )
     least = {"data.batch_size": (recipe.data.batch_size, LEAST_SHARE * count)}
-    least["curvature.num_images"] = (recipe.curvature.num_images, count)
+    least["curvature.num_images"] = (recipe.curvature.likely_images, count)
     for key, (value, bound) in least.items():
         if value < bound:
             raise RecipeError(

@@ -2,7 +2,8 @@
 
 The steps are those of the run itself (its images, augmentation and loss) on the dense network. From there on it is an
 estimate: networks are taken to get cheaper by the square root of what each cycle removes (parameters fall
-faster than multiply-accumulates), and one curvature estimate to cost as much as training on its images.
+faster than multiply-accumulates), and one curvature estimate to cost as much as training on its images, a third of
+that for images without a backward pass.
 
     >>> estimate(load_recipe("quickstart")).describe()
     'about 1 min 50 s of training on cpu with 2 threads (21 ms a step), in about 480 MB of memory'
@@ -114,7 +115,7 @@ def training_seconds(recipe: Recipe, num_train: int, step_seconds: float, image_
     Returns:
         Seconds.
     """
-    train, data = recipe.train, recipe.data
+    train, data, curvature = recipe.train, recipe.data, recipe.curvature
     steps = max(1, (num_train - data.holdout) // data.batch_size)
     epoch = steps * step_seconds + data.holdout * image_seconds
     # The dense network, which teaches on augmented images, does not shrink.
@@ -122,8 +123,8 @@ def training_seconds(recipe: Recipe, num_train: int, step_seconds: float, image_
     teaching = steps * data.batch_size * image_seconds if teaches else 0.0
     total, cost = train.pretrain.epochs * epoch, 1.0
     for _ in range(train.cycles.count):
-        images = min(recipe.curvature.num_images * recipe.curvature.draws, num_train)
-        total += cost * step_seconds * images / data.batch_size
+        images = min(curvature.likely_images * curvature.draws, num_train)
+        total += cost * step_seconds * images / data.batch_size * (1 + 2 * curvature.importance) / 3
         cost *= (1 - train.cycles.shrink) ** 0.5
         passes = max(train.cycles.epochs, min(train.cycles.max_epochs, int(train.cycles.epochs / cost)))
         total += passes * (cost * epoch + teaching)

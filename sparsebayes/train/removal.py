@@ -263,14 +263,14 @@ def _score(
     if kind == "random":
         return random_score(sparse.grouping, derive_seed(recipe.seed, "random score", number))
     if kind == "taylor":
-        count = -(-curvature.num_images // images.batch_size)
+        count = -(-curvature.likely_images // images.batch_size)
         return taylor_score(sparse.model, sparse.grouping, islice(images, count))
     prices = recipe_prices(recipe, sparse.model, sparse.grouping, example, costs)
     if recipe.prior.joint:
         rows = gate_rows(
             sparse.model,
             sparse.grouping,
-            own_images(images, curvature.num_images),
+            own_images(images, curvature.likely_images),
             estimator=curvature.estimator,
             factor=curvature.factor,
             draws=curvature.draws,
@@ -283,10 +283,13 @@ def _score(
         add_up_(matrix, num_images)
         # One group after the other, each decision read before the next: on a GPU that would be a wait for each group.
         return joint_survival((matrix * (images.num_data / int(num_images))).cpu(), prices)
+    limit = curvature.num_images if isinstance(curvature.num_images, int) else None
     posterior = sparse.update(
-        own_images(images, curvature.num_images),
+        own_images(images, limit),
         strength=1.0,
-        num_images=None,
+        num_images="auto" if limit is None else None,
+        tolerance=curvature.tolerance,
+        importance=curvature.importance,
         estimator=curvature.estimator,
         factor=curvature.factor,
         draws=curvature.draws,

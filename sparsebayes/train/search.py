@@ -259,7 +259,7 @@ class Searcher:
         return relative_rows(
             self.supernet,
             plain,
-            num_images=curvature.num_images,
+            num_images=curvature.likely_images,
             estimator=curvature.estimator,
             factor=curvature.factor,
             draws=curvature.draws,

@@ -74,7 +74,7 @@ def search_macs(recipe: SearchRecipe, supernet: Supernet, num_steps: int, exampl
     # Switches with images of their own take a step beside every step of the weights.
     steps = section.epochs * num_steps * (2 if method.bilevel else 1)
     batch = section.batch_size or recipe.data.batch_size
-    measured = recipe.curvature.num_images / batch if recipe.posterior == "laplace" else 0.0
+    measured = recipe.curvature.likely_images / batch if recipe.posterior == "laplace" else 0.0
     generator = Generator().manual_seed(derive_seed(recipe.seed, "random", "removal"))
     every = torch.ones(supernet.table.num_groups, dtype=torch.bool)
     for cycle in range(1, section.cycles + 1):

@@ -369,9 +369,46 @@ def test_overflowing_gradients_are_refused_by_layer() -> None:
         gate_curvature(model, grouping, [(x, y)], num_data=2, likelihood="mse")
 
 
+@pytest.mark.parametrize("dims", [(0,), (0, 1)], ids=["rows", "weights"])
+def test_auto_stops_when_the_error_is_small_enough(build, dims) -> None:
+    model, x = build("mlp", 4096)
+    batches = list(zip(x.split(64), (torch.arange(4096) % 3).split(64), strict=True))
+    grouping = _sliced(model, "0.weight", dims)
+    options = {"num_data": 4096, "seed": 5}
+    found = [
+        gate_curvature(model, grouping, batches, num_images="auto", tolerance=tolerance, **options)
+        for tolerance in (0.2, 0.1)
+    ]
+    assert found[0].num_images < found[1].num_images < 4096
+    for one, tolerance in zip(found, (0.2, 0.1), strict=True):
+        assert one.relative_error <= tolerance
+        same = gate_curvature(model, grouping, batches, num_images=one.num_images, **options)
+        torch.testing.assert_close(one.diagonal, same.diagonal, rtol=0, atol=0)
+        torch.testing.assert_close(one.standard_error, same.standard_error, rtol=0, atol=0)
+
+
+def test_auto_warns_when_the_images_end_before(build) -> None:
+    model, x = build("mlp", 32)
+    with pytest.warns(UserWarning, match=r"relative error of 0.001: it is 0\.\d+ after 32 images") as found:
+        gate_curvature(
+            model,
+            _all_slices(model, (0,)),
+            [(x, torch.arange(32) % 3)],
+            num_data=32,
+            num_images="auto",
+            tolerance=1e-3,
+        )
+    assert found[0].filename == __file__
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"num_data": 5, "tolerance": 2.0}, "relative error above 0 and at most 1, got tolerance=2"),
+        (
+            {"num_data": 5, "num_images": "all"},
+            "expected a number of images, 'auto' or None, got num_images='all'",
+        ),
         ({"num_data": 0}, "at least 1, got num_data=0"),
         (
             {"num_data": 5, "num_images": 0},

@@ -173,3 +173,21 @@ def test_images_that_fill_their_pools_leave_no_empty_one(monkeypatch: pytest.Mon
     batches = list(zip(x.split(32), y.split(32), strict=True))
     found = entry_curvature(model, ["0.weight"], batches, **options)
     torch.testing.assert_close(found["0.weight"], expected["0.weight"], rtol=1e-10, atol=1e-12)
+
+
+def test_auto_stops_between_pools_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A pool is handed out in several blocks; its images count from the first one on.
+    model, x, y = _fitted(256)
+    monkeypatch.setattr("sparsebayes.curvature.importance._POOL", 64)
+    monkeypatch.setattr("sparsebayes.curvature.sweep._BLOCK_ROWS", 16)
+    options = {"num_data": 256, "importance": 0.9, "seed": 3}
+    loose = {"num_images": "auto", "tolerance": 1.0}
+    grouping = make_grouping(model, "rows")
+    found = gate_curvature(model, grouping, [(x, y)], **loose, **options)
+    assert found.num_images == 64
+    same = gate_curvature(model, grouping, [(x[:64], y[:64])], **options)
+    torch.testing.assert_close(found.diagonal, same.diagonal, rtol=1e-12, atol=0)
+    entries = entry_curvature(model, ["0.weight"], [(x, y)], **loose, **options)
+    assert entries.num_images == 64
+    whole = entry_curvature(model, ["0.weight"], [(x[:64], y[:64])], **options)
+    torch.testing.assert_close(entries["0.weight"], whole["0.weight"], rtol=1e-12, atol=0)

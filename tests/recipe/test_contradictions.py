@@ -58,6 +58,27 @@ compress:
             ],
             "data only add precision",
         ),
+        (
+            ["curvature.importance=0.1"],
+            "override 'curvature.importance=0.1': prior.joint needs the derivatives of each of a number of images, but "
+            "curvature.importance is 0.1; set it to 1.0",
+        ),
+        (
+            ["curvature.num_images=auto"],
+            "each of a number of images, but curvature.num_images is auto; set it to 2048",
+        ),
+        (
+            ["prior.joint=false", "prune.score=taylor", "curvature.importance=0.1"],
+            "prune.score taylor measures no curvature, but curvature.importance is 0.1",
+        ),
+        (
+            ["prior.joint=false", "posterior=natural_gradient", "curvature.num_images=auto"],
+            "the posterior natural_gradient measures no curvature, but curvature.num_images is auto",
+        ),
+        (
+            ["prior.joint=false", "curvature.tolerance=0.1"],
+            "curvature.tolerance is where num_images: auto stops, but curvature.num_images is 2048; leave out the",
+        ),
     ],
 )
 def test_what_a_run_would_refuse_is_refused_at_once(changes: list[str], text: str) -> None:
@@ -93,6 +114,15 @@ def test_the_compression_of_a_search_is_looked_at() -> None:
     with pytest.raises(RecipeError, match=wrong):
         parse_recipe(SEARCH, "found.yaml")
     assert parse_recipe(SEARCH, "found.yaml", overrides=["compress.prune.budget.params=0.5"])
+
+
+def test_a_search_takes_every_image_of_its_curvature() -> None:
+    text = SEARCH.replace("{price: budget}", "{price: params}")
+    for change, came in (("importance=0.5", "importance is 0.5"), ("num_images=auto", "num_images is auto")):
+        with pytest.raises(
+            RecipeError, match=f"a search measures every switch on each .*, but curvature.{came}"
+        ):
+            parse_recipe(text, "found.yaml", overrides=[f"curvature.{change}"])
 
 
 def test_recipes_that_were_not_read_from_text_are_refused_too() -> None:

@@ -75,6 +75,12 @@ def test_defaults_hold_their_own_bounds():
     ("section", "wrong"),
     [
         (CurvatureSection, {"num_images": 0}),
+        (CurvatureSection, {"num_images": "all"}),
+        (CurvatureSection, {"num_images": True}),
+        (CurvatureSection, {"num_images": 2.5}),
+        (CurvatureSection, {"importance": 0.0}),
+        (CurvatureSection, {"importance": 1.5}),
+        (CurvatureSection, {"tolerance": 0.0}),
         (CurvatureSection, {"draws": 0}),
         (CurvatureSection, {"factor": "exact"}),
         (Cycles, {"count": 0}),
@@ -94,6 +100,15 @@ def test_defaults_hold_their_own_bounds():
 def test_bounds(section, wrong):
     with pytest.raises(ValidationError):
         section(**wrong)
+
+
+def test_images_of_a_curvature_are_a_number_or_auto():
+    with pytest.raises(
+        ValidationError, match=r"expected auto or a whole number >= 1 and <= 10,000,000, got 'aut'"
+    ):
+        CurvatureSection(num_images="aut")
+    assert CurvatureSection(num_images="auto").likely_images == CurvatureSection().num_images == 2048
+    assert CurvatureSection(num_images=7).likely_images == 7
 
 
 def test_a_phase_without_a_rate_takes_the_common_one():

@@ -40,6 +40,11 @@ def test_total_is_the_sum_of_the_phases() -> None:
     assert training_seconds(recipe(), 60_000, step, image) == pytest.approx(by_hand)
     auto = training_seconds(recipe("prior.strength=auto"), 60_000, step, image)
     assert auto - by_hand == pytest.approx(4 * epoch / 4)
+    # Images without a backward pass cost a third; how many "auto" takes is not known, so it counts as the default.
+    fewer = training_seconds(recipe("curvature.importance=0.1"), 60_000, step, image)
+    assert by_hand - fewer == pytest.approx(0.6 * (2 * step + 2 * step / 2))
+    until = training_seconds(recipe("curvature.num_images=auto"), 60_000, step, image)
+    assert until == training_seconds(recipe("curvature.num_images=2048"), 60_000, step, image)
 
 
 def test_a_measurement_needs_no_data_and_changes_nothing(

@@ -13,9 +13,14 @@ from sparsebayes.train.removal import dense_groups, remove
 from sparsebayes.train.setup import make_loaders
 
 
-def survival(*overrides: str) -> torch.Tensor:
-    """Strength up to which each group of an untrained LeNet-5 survives its first removal, by joint evidence."""
-    changes = ["prior.joint=true", "prior.price=none", "curvature.num_images=256", *overrides]
+def survival(*overrides: str, joint: bool = True) -> torch.Tensor:
+    """Strength up to which each group of an untrained LeNet-5 survives its first removal."""
+    changes = [
+        f"prior.joint={str(joint).lower()}",
+        "prior.price=none",
+        "curvature.num_images=256",
+        *overrides,
+    ]
     recipe = load_recipe("quickstart", preset="smoke", overrides=changes)
     assert isinstance(recipe, Recipe)
     dataset = load(recipe.data.name)
@@ -38,3 +43,17 @@ def test_joint_evidence_is_of_one_size_whatever_estimates_it() -> None:
         sampled = survival("curvature.estimator=monte_carlo", f"curvature.draws={draws}")
         ratio = float(sampled.log().median().exp() / exact.log().median().exp())
         assert 0.8 < ratio < 1.25, f"{draws} draws: {ratio}"
+
+
+def relative_error(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """Of a group at 1 the strength up to which it survives is its curvature."""
+    return float((found - truth).norm() / truth.norm())
+
+
+def test_a_recipe_chooses_the_images_of_its_curvature() -> None:
+    everything = survival("curvature.num_images=100000", joint=False)
+    until = survival("curvature.num_images=auto", "curvature.tolerance=0.05", joint=False)
+    assert 0.01 < relative_error(until, everything) < 0.1
+    seen = survival("curvature.num_images=2048", joint=False)
+    chosen = survival("curvature.num_images=2048", "curvature.importance=0.2", joint=False)
+    assert 0.01 < relative_error(chosen, seen) < 0.3
