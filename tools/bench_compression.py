@@ -23,6 +23,7 @@ import torch
 from bench_files import add_out, write
 
 from sparsebayes.recipe import load_recipe
+from sparsebayes.report import read_report
 from sparsebayes.report.benchmarks import Row
 from sparsebayes.train.run import run_recipe
 
@@ -204,7 +205,9 @@ SHARED = {
 }
 
 
-def metrics(report: dict[str, Any], seconds: float) -> Iterator[tuple[str, float]]:
+def metrics(
+    report: dict[str, Any], seconds: float, removal_share: float | None
+) -> Iterator[tuple[str, float]]:
     """The figures of one run, in the units of the tables."""
     dense, compact = report["dense"], report["compact"]
     yield "test_error_percent", 100 * compact["test_error"]
@@ -217,6 +220,8 @@ def metrics(report: dict[str, Any], seconds: float) -> Iterator[tuple[str, float
         if dense.get(key) is not None:
             yield f"latency_ratio_batch{batch}", dense[key] / compact[key]
     yield "wall_seconds", seconds
+    if removal_share is not None:
+        yield "removal share (%)", 100 * removal_share
 
 
 PROGRAM = "tools/bench_compression.py"
@@ -253,7 +258,8 @@ def run(
                 run_recipe(recipe, out=folder, quiet=True, overwrite=True)
                 seconds = time.perf_counter() - start
                 report = json.loads((folder / "report.json").read_text())
-            for metric, value in metrics(report, seconds):
+                share = read_report(folder).removal_share
+            for metric, value in metrics(report, seconds, share):
                 values.setdefault((method, metric), {})[seed] = value
             print(
                 f"{task.name} {method} seed {seed}: {100 * report['compact']['test_error']:.2f} % "

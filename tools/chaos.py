@@ -97,7 +97,8 @@ def resume(folder: Path) -> str:
 def result(folder: Path) -> Result:
     """All that two equal runs have in common: everything but times."""
     report = json.loads((folder / "report.json").read_text())
-    report.pop("wall_seconds")
+    for times in ("wall_seconds", "work_seconds"):
+        report.pop(times)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row.pop("seconds", None)

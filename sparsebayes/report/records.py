@@ -40,6 +40,9 @@ __all__ = [
     "read_run",
 ]
 
+REMOVAL = ("curvature", "update", "compaction")
+"""Kinds of work that a run without removal would not do."""
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -83,6 +86,7 @@ class Report(_Record):
         widths: layer name -> (width before, width after).
         seed: seed of the run.
         wall_seconds: phase -> seconds.
+        work_seconds: kind of work -> seconds of those; empty if they were not recorded.
         versions: library -> version.
         refused: sentences on units that had to stay, each with its reason.
         budget: what the network was allowed to cost and what it costs, as it was recorded; None without one.
@@ -98,6 +102,15 @@ class Report(_Record):
     versions: dict[str, str]
     refused: list[str]
     budget: JsonValue = None
+    work_seconds: dict[str, Seconds] = {}
+
+    @property
+    def removal_share(self) -> float | None:
+        """Share of the wall time that went into finding and removing groups, 0 to 1; None if it was not recorded."""
+        total = sum(self.wall_seconds.values())
+        if not self.work_seconds or not total:
+            return None
+        return sum(self.work_seconds.get(kind, 0.0) for kind in REMOVAL) / total
 
 
 class MetricsRecord(_Record):

@@ -29,7 +29,7 @@ from sparsebayes.report.charts import (
 )
 from sparsebayes.report.guided import sampling_figures
 from sparsebayes.report.pages import page
-from sparsebayes.report.records import ParetoPoint, Run, read_run
+from sparsebayes.report.records import REMOVAL, ParetoPoint, Report, Run, read_run
 from sparsebayes.report.summary import comparison_rows, summary_line
 from sparsebayes.words import count, duration, percent, ratio, strength_text
 
@@ -208,11 +208,22 @@ def _tables(run: Run) -> tuple[Table, ...]:
     tables = (
         Table("Budget", _budget_rows(report.budget)),
         Table("Wall time", tuple(seconds)),
+        Table("Wall time by kind of work", _work_rows(report)),
         Table("Machine", tuple(_flat("", machine).items())),
         Table("Versions", tuple(report.versions.items())),
         Table("Also recorded", tuple(extra.items())),
     )
     return tuple(table for table in tables if table.rows)
+
+
+def _work_rows(report: Report) -> tuple[tuple[str, str], ...]:
+    """Each kind of work with its share of the run, and that of all that finds and removes groups."""
+    share, total = report.removal_share, sum(report.wall_seconds.values())
+    if share is None:
+        return ()
+    other = total - sum(report.work_seconds.values())
+    seconds = {**report.work_seconds, "other": max(other, 0.0), " + ".join(REMOVAL): share * total}
+    return tuple((kind, f"{duration(value)}, {100 * value / total:.1f} %") for kind, value in seconds.items())
 
 
 def _budget_rows(budget: JsonValue) -> tuple[tuple[str, str], ...]:

@@ -38,8 +38,9 @@ from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.phase_checkpoints import PhaseCheckpoints
 from sparsebayes.train.posteriors import remove_next
 from sparsebayes.train.progress import Reporter
-from sparsebayes.train.removal import DenseGroups, Removal, dense_groups, write_evidence
+from sparsebayes.train.removal import DenseGroups, Removal, dense_groups, kept_widths, write_evidence
 from sparsebayes.train.seeding import derive_seed
+from sparsebayes.train.stopwatch import Stopwatch
 from sparsebayes.train.switched import Switched
 
 __all__ = ["Compressor"]
@@ -78,6 +79,7 @@ class Compressor:
         self.folder = folder
         self.points: list[Point] = read_front(folder / "pareto.json")
         self.seconds: dict[str, float] = {}
+        self.watch = Stopwatch()
         self._build = build
         self._record = record
         self._reporter = reporter
@@ -152,25 +154,28 @@ class Compressor:
             if len(self.points) > recipe.train.cycles.count or self._explored():
                 break
             number = len(self.points)
-            removal = remove_next(
-                recipe,
-                model,
-                lineage,
-                self.groups().grouping,
-                self.loaders,
-                self._fit,
-                self._record,
-                costs=aim.costs,
-                target=aim.target,
-                number=number,
-            )
+            with self.watch.of("update"):
+                removal = remove_next(
+                    recipe,
+                    model,
+                    lineage,
+                    self.groups().grouping,
+                    self.loaders,
+                    self._fit,
+                    self._record,
+                    costs=aim.costs,
+                    target=aim.target,
+                    number=number,
+                    watch=self.watch,
+                )
             if removal is None:
                 self._reporter.line("no group is left to remove within the bounds; the cycles end here")
                 break
             model, lineage = removal.model, removal.lineage
             self._log_removal(removal, number)
             self.loaders.plain.reseed_(derive_seed(recipe.seed, "batch norm", number))
-            reestimate_(model, self.loaders.plain, recipe.prune.reestimate)
+            with self.watch.of("compaction"):
+                reestimate_(model, self.loaders.plain, recipe.prune.reestimate)
             train = recipe.train
             phase = Phase(
                 name=f"cycle {number}",
@@ -283,6 +288,7 @@ class Compressor:
             on_epoch=on_epoch,
             save=partial(self._checkpoints.save, phase.name),
             resume=self._checkpoints.resumed(phase.name),
+            watch=self.watch,
         )
 
     def _teach(self) -> Tensor | nn.Module | None:
@@ -300,7 +306,8 @@ class Compressor:
                 self._teacher = dense
             else:
                 self.loaders.plain.reseed_(derive_seed(self.recipe.seed, "teacher"))
-                self._teacher = logits_table(dense, self.loaders.plain)
+                with self.watch.of("training"):
+                    self._teacher = logits_table(dense, self.loaders.plain)
         return self._teacher
 
     def _add_point(
@@ -314,12 +321,6 @@ class Compressor:
         number = len(self.points)
         spent = cost(model, self.loaders.example)
         strength = None if selection is None else selection.strength
-        if selection is None:
-            grouping = self.groups(model).grouping
-            counts = torch.bincount(grouping.layer_index, minlength=len(grouping.layers)).tolist()
-            widths = dict(zip(grouping.layers, counts, strict=True))
-        else:
-            widths = {layer: kept for layer, (kept, _) in selection.counts().items()}
         zeros = sum(int((~mask).sum()) for mask in lineage.masks.values())
         point = Point(
             number,
@@ -329,7 +330,7 @@ class Compressor:
             result.standard_error,
             result.error,
             strength=strength,
-            widths=widths,
+            widths=kept_widths(self.groups(model if selection is None else None).grouping, selection),
             latency_ms=self._latency_ms(model),
         )
         self._save_network(number, model, lineage)

@@ -36,6 +36,7 @@ from sparsebayes.train.evaluation import Evaluation, check_logits
 from sparsebayes.train.objective import SoftTargets, fast_layout_, objective, soft_targets, training_forward
 from sparsebayes.train.schedule import one_cycle
 from sparsebayes.train.seeding import derive_seed
+from sparsebayes.train.stopwatch import Stopwatch
 
 __all__ = ["Epoch", "Phase", "fast_layout_", "fit_"]
 
@@ -94,6 +95,7 @@ def fit_(
     save: Callable[[dict[str, Any]], None] | None = None,
     resume: Mapping[str, Any] | None = None,
     extra_loss: Callable[[Tensor], Tensor] | None = None,
+    watch: Stopwatch | None = None,
 ) -> Evaluation:
     """Train `model` in place.
 
@@ -110,6 +112,7 @@ def fit_(
         save: Called after every epoch with the state to resume from.
         resume: Such a state: the phase goes on after its epoch.
         extra_loss: Given a batch's labels after the forward pass, what to add to its loss (an auxiliary classifier).
+        watch: Told which time went into training, and which into evaluation.
 
     Returns:
         The network on the held-out images as it ends.
@@ -118,19 +121,26 @@ def fit_(
         NumericsError: If the network collapses at every rate that is tried.
         ModelError: If its outputs do not fit the labels.
     """
+    watch = watch or Stopwatch()
+
+    def judge() -> Evaluation:
+        with watch.of("evaluation"):
+            return evaluate_together(model, heldout)
+
     fast_layout_(model)
     same_network_(model)
     initial = _copy(model)
-    start = evaluate_together(model, heldout)
+    start = judge()
     if phase.epochs == 0:
         return start
     fresh = {"epoch": 0, "initial": initial, "best": initial, "start": start.loss, "best_loss": start.loss}
     state: dict[str, Any] = {"attempt": 0, **fresh} if resume is None else dict(resume)
     targets = None if teacher is None else soft_targets(teacher, settings)
     for attempt in range(state["attempt"], ATTEMPTS):
-        ended = _attempt(
-            model, loader, heldout, phase, settings, state, targets, after_step, on_epoch, save, extra_loss
-        )
+        with watch.of("training"):
+            ended = _attempt(
+                model, loader, judge, phase, settings, state, targets, after_step, on_epoch, save, extra_loss
+            )
         if ended is not None:
             return ended
         _restore_(model, state["initial"])
@@ -145,7 +155,7 @@ def fit_(
 def _attempt(
     model: nn.Module,
     loader: Loader,
-    heldout: Loader,
+    judge: Callable[[], Evaluation],
     phase: Phase,
     settings: TrainSection,
     state: Mapping[str, Any],
@@ -183,7 +193,7 @@ def _attempt(
                 extra_loss,
             )
         agree_on_norms_(model)
-        last = evaluate_together(model, heldout)
+        last = judge()
         if not math.isfinite(loss) or _collapsed(last, phase, epoch):
             return None
         if on_epoch is not None:
@@ -195,7 +205,7 @@ def _attempt(
             save({**state, **moment, "optimizer": optimizer.state_dict()})
     if phase.keep_best:
         _restore_(model, best)
-    return evaluate_together(model, heldout) if phase.keep_best or last is None else last
+    return judge() if phase.keep_best or last is None else last
 
 
 def _epoch_(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from datetime import datetime
@@ -15,7 +16,15 @@ from sparsebayes.files import write_atomically
 from sparsebayes.recipe import AnyRecipe, dump_recipe, parse_recipe
 from sparsebayes.train.lock import LOCK_FILE, refuse_running
 
-__all__ = ["is_finished", "mend_lines_", "open_folder", "read_seconds", "recorded_recipe", "settle_lines_"]
+__all__ = [
+    "is_finished",
+    "mend_lines_",
+    "open_folder",
+    "read_seconds",
+    "recorded_recipe",
+    "settle_lines_",
+    "write_seconds",
+]
 
 WRITTEN = (
     *("recipe.yaml", "metrics.jsonl", "pareto.json", "points", "seconds.json"),
@@ -162,20 +171,27 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str 
     return found
 
 
-def read_seconds(folder: Path) -> dict[str, float]:
-    """Seconds of each phase in earlier parts of an interrupted run.
+def read_seconds(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of each phase, and of each kind of work, in earlier parts of an interrupted run.
 
     Raises:
         RunError: If they are damaged.
     """
     path = folder / "seconds.json"
-    if not path.is_file():
-        return {}
+    parts: dict[str, dict[str, float]] = {"phases": {}, "work": {}}
     try:
-        return {
-            str(name): float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()
-        }
-    except (OSError, ValueError, AttributeError):
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for part, seconds in found.items():
+            parts[part].update({name: float(value) for name, value in seconds.items()})
+        if not all(0 <= value < math.inf for seconds in parts.values() for value in seconds.values()):
+            raise ValueError
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, OverflowError):
         raise RunError(
             f"{path} is damaged; delete it to go on without the times of the earlier part"
         ) from None
+    return parts["phases"], parts["work"]
+
+
+def write_seconds(folder: Path, phases: Mapping[str, float], work: Mapping[str, float]) -> None:
+    """Keep the seconds of each phase and of each kind of work, should the run be interrupted and resumed."""
+    write_atomically(folder / "seconds.json", json.dumps({"phases": phases, "work": work}))

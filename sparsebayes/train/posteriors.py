@@ -33,6 +33,7 @@ from sparsebayes.train.fit import Phase
 from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.removal import Removal, choose_groups, cut, recipe_prices, remove
 from sparsebayes.train.seeding import derive_seed
+from sparsebayes.train.stopwatch import Stopwatch
 from sparsebayes.train.switched import Switched, make_posterior
 
 __all__ = ["phase_and_settings", "remove_next"]
@@ -78,6 +79,7 @@ def remove_next(
     costs: EntryCosts,
     target: float,
     number: int,
+    watch: Stopwatch,
 ) -> Removal | None:
     """Remove groups by the posterior that the recipe names, until the network costs no more than a target.
 
@@ -95,6 +97,7 @@ def remove_next(
         costs: What the target counts.
         target: Cost to reach; bounds and the recipe's strength may prevent it.
         number: Number of the cycle, for its random streams.
+        watch: Told which time went into which kind of work.
 
     Returns:
         The removal; None if no group may go.
@@ -107,7 +110,16 @@ def remove_next(
     plain, example = loaders.plain, loaders.example
     if recipe.posterior == "laplace":
         return remove(
-            recipe, model, lineage, dense, plain, example, costs=costs, target=target, number=number
+            recipe,
+            model,
+            lineage,
+            dense,
+            plain,
+            example,
+            costs=costs,
+            target=target,
+            number=number,
+            watch=watch,
         )
     grouping, origin = lineage.grouping(dense)
     prices = recipe_prices(recipe, model, grouping, example, costs)
@@ -124,10 +136,12 @@ def remove_next(
     best = 0
     if len(selections) > 1:
         plain.reseed_(derive_seed(recipe.seed, "norm images", number))
-        judged = _judge(recipe, model, grouping, lineage, selections, loaders, generator)
+        with watch.of("evaluation"):
+            judged = _judge(recipe, model, grouping, lineage, selections, loaders, generator)
         record({"phase": "sample", "cycle": number, **judged})
         best = judged["best"]
-    return cut(sparse, lineage, origin, selections[best], scores[best])
+    with watch.of("compaction"):
+        return cut(sparse, lineage, origin, selections[best], scores[best])
 
 
 def _learned_(

@@ -29,6 +29,7 @@ from sparsebayes.prune.selection import Selection
 from sparsebayes.recipe.schema import Recipe
 from sparsebayes.train.distributed import check_same, own_images, same_scores
 from sparsebayes.train.seeding import derive_seed
+from sparsebayes.train.stopwatch import Stopwatch
 
 __all__ = [
     "DenseGroups",
@@ -36,6 +37,7 @@ __all__ = [
     "choose_groups",
     "cut",
     "dense_groups",
+    "kept_widths",
     "recipe_prices",
     "remove",
     "write_evidence",
@@ -72,6 +74,19 @@ def write_evidence(removal: Removal, folder: Path) -> None:
         evidence = (removal.survives / (removal.selection.strength or 1.0)).tolist()
         make_folder(folder)
         write_atomically(folder / "evidence.json", json.dumps({"evidence": evidence}))
+
+
+def kept_widths(dense: Grouping, selection: Selection | None) -> dict[str, int]:
+    """Groups of each layer that are left.
+
+    Args:
+        dense: Those of the dense network.
+        selection: What the last removal decided; None if nothing was removed.
+    """
+    if selection is not None:
+        return {layer: kept for layer, (kept, _) in selection.counts().items()}
+    counts = torch.bincount(dense.layer_index, minlength=len(dense.layers)).tolist()
+    return dict(zip(dense.layers, counts, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +164,7 @@ def remove(
     costs: EntryCosts,
     target: float,
     number: int,
+    watch: Stopwatch,
 ) -> Removal | None:
     """Remove groups until the network costs no more than a target.
 
@@ -162,6 +178,7 @@ def remove(
         costs: What the target counts.
         target: Cost to reach; bounds and the recipe's strength may prevent it.
         number: Number of the cycle, for its random streams.
+        watch: Told which time went into curvature, and which into compaction.
 
     Returns:
         The removal; None if no group may go.
@@ -180,10 +197,11 @@ def remove(
         seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
     )
     sparse.masks = Masks(lineage.masks) if lineage.masks else None
-    score = same_scores(_score(recipe, sparse, images, example, costs, number))
+    score = same_scores(_score(recipe, sparse, images, example, costs, number, watch))
     selection = choose_groups(recipe, sparse, lineage, dense, score, costs=costs, target=target)
     check_same("selection", selection.to_json())
-    return cut(sparse, lineage, origin, selection, score)
+    with watch.of("compaction"):
+        return cut(sparse, lineage, origin, selection, score)
 
 
 def choose_groups(
@@ -253,7 +271,13 @@ def needs_graph(grouping: Grouping) -> bool:
 
 
 def _score(
-    recipe: Recipe, sparse: SparseModel, images: Loader, example: Tensor, costs: EntryCosts, number: int
+    recipe: Recipe,
+    sparse: SparseModel,
+    images: Loader,
+    example: Tensor,
+    costs: EntryCosts,
+    number: int,
+    watch: Stopwatch,
 ) -> Tensor:
     """Score of every group, of shape ``[G]``; `costs` are the prices where the budget names them."""
     images.reseed_(derive_seed(recipe.seed, "curvature images", number))
@@ -264,35 +288,49 @@ def _score(
         return random_score(sparse.grouping, derive_seed(recipe.seed, "random score", number))
     if kind == "taylor":
         count = -(-curvature.likely_images // images.batch_size)
-        return taylor_score(sparse.model, sparse.grouping, islice(images, count))
+        with watch.of("curvature"):
+            return taylor_score(sparse.model, sparse.grouping, islice(images, count))
     prices = recipe_prices(recipe, sparse.model, sparse.grouping, example, costs)
     if recipe.prior.joint:
-        rows = gate_rows(
-            sparse.model,
-            sparse.grouping,
-            own_images(images, curvature.likely_images),
+        with watch.of("curvature"):
+            matrix = _joint_curvature(recipe, sparse, images, number)
+        return joint_survival(matrix, prices)
+    limit = curvature.num_images if isinstance(curvature.num_images, int) else None
+    with watch.of("curvature"):
+        posterior = sparse.update(
+            own_images(images, limit),
+            strength=1.0,
+            num_images="auto" if limit is None else None,
+            tolerance=curvature.tolerance,
+            importance=curvature.importance,
             estimator=curvature.estimator,
             factor=curvature.factor,
             draws=curvature.draws,
             seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
         )
-        # The rows of an image add up to its curvature, however many draws there are.
-        rows = rows.double()
-        matrix = torch.einsum("kng,knh->gh", rows, rows)
-        num_images = matrix.new_tensor(rows.shape[1])
-        add_up_(matrix, num_images)
-        # One group after the other, each decision read before the next: on a GPU that would be a wait for each group.
-        return joint_survival((matrix * (images.num_data / int(num_images))).cpu(), prices)
-    limit = curvature.num_images if isinstance(curvature.num_images, int) else None
-    posterior = sparse.update(
-        own_images(images, limit),
-        strength=1.0,
-        num_images="auto" if limit is None else None,
-        tolerance=curvature.tolerance,
-        importance=curvature.importance,
+    survives = posterior.survives(recipe.prior.rule)
+    return survives if prices is None else survives / prices
+
+
+def _joint_curvature(recipe: Recipe, sparse: SparseModel, images: Loader, number: int) -> Tensor:
+    """Curvature of the whole data's loss in all switches together, of shape ``[G, G]``, on the CPU.
+
+    The decisions are made there: one group after the other, each read before the next, which on a GPU would be a wait
+    for each group.
+    """
+    curvature = recipe.curvature
+    rows = gate_rows(
+        sparse.model,
+        sparse.grouping,
+        own_images(images, curvature.likely_images),
         estimator=curvature.estimator,
         factor=curvature.factor,
         draws=curvature.draws,
+        seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
     )
-    survives = posterior.survives(recipe.prior.rule)
-    return survives if prices is None else survives / prices
+    # The rows of an image add up to its curvature, however many draws there are.
+    rows = rows.double()
+    matrix = torch.einsum("kng,knh->gh", rows, rows)
+    num_images = matrix.new_tensor(rows.shape[1])
+    add_up_(matrix, num_images)
+    return (matrix * (images.num_data / int(num_images))).cpu()

@@ -20,6 +20,7 @@ from sparsebayes.recipe.search_schema import RetrainSection
 from sparsebayes.train.checkpoint import phase_state, write_checkpoint
 from sparsebayes.train.evaluation import Evaluation
 from sparsebayes.train.fit import Epoch, Phase, fit_
+from sparsebayes.train.stopwatch import Stopwatch
 
 __all__ = ["retrain_"]
 
@@ -64,6 +65,7 @@ def retrain_(
     folder: Path,
     on_epoch: Callable[[Epoch], None],
     say: Callable[[str], None],
+    watch: Stopwatch,
 ) -> Evaluation:
     """Train a network in place; it ends with its best state by held-out loss.
 
@@ -76,6 +78,7 @@ def retrain_(
         folder: the run folder; an interrupted training resumes from a checkpoint there.
         on_epoch: called after every epoch.
         say: told, in one sentence, when a checkpoint is damaged.
+        watch: told which time went into training, and which into evaluation.
 
     Returns:
         The network on the held-out images.
@@ -105,6 +108,7 @@ def retrain_(
         save=save,
         resume=phase_state(path, "retrain", say),
         extra_loss=auxiliary if network.auxiliary is not None else None,
+        watch=watch,
     )
     set_drop_path_(network, 0.0)
     network.auxiliary = None

@@ -22,7 +22,7 @@ from sparsebayes.recipe.contradictions import refuse_contradictions
 from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.compress import Compressor
 from sparsebayes.train.distributed import in_turn, join, leave, lost_connections, shared_folder
-from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_
+from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_, write_seconds
 from sparsebayes.train.interrupt import terminable
 from sparsebayes.train.lock import locked
 from sparsebayes.train.progress import Reporter
@@ -94,22 +94,24 @@ def _run_compression(
             append_line(metrics, json.dumps(row))
 
         compressor = Compressor(recipe, loaders, make, folder, record, reporter, groups)
-        compressor.seconds.update(read_seconds(folder))
+        compressor.seconds, compressor.watch.seconds = read_seconds(folder)
         try:
             try:
                 chosen = compressor.run()
             finally:
-                write_atomically(folder / "seconds.json", json.dumps(compressor.seconds))
+                write_seconds(folder, compressor.seconds, compressor.watch.seconds)
             if not leave():
                 return folder
             reporter.phase("export", 1)
             start = time.perf_counter()
-            report = results(recipe, compressor, chosen, test, loaders, folder)
+            with compressor.watch.of("export"):
+                report = results(recipe, compressor, chosen, test, loaders, folder)
         except KeyboardInterrupt as interrupt:
             # Whoever catches it can tell the user which folder to resume.
             raise type(interrupt)(str(folder)) from None
         compressor.seconds["export"] = time.perf_counter() - start
         report["wall_seconds"] = {name: round(s, 3) for name, s in compressor.seconds.items()}
+        report["work_seconds"] = {kind: round(s, 3) for kind, s in compressor.watch.seconds.items()}
         settle_lines_(metrics)
         write_atomically(folder / "report.json", json.dumps(report, indent=1) + "\n")
         write_report(folder)

@@ -38,6 +38,7 @@ from sparsebayes.train.schedule import one_cycle
 from sparsebayes.train.search_methods import make_method, weight_groups
 from sparsebayes.train.search_removal import alive_groups, weakest_groups
 from sparsebayes.train.seeding import derive_seed
+from sparsebayes.train.stopwatch import Stopwatch
 
 __all__ = ["SearchLoaders", "Searcher", "WithSwitches", "check_batch", "decision_of"]
 
@@ -69,6 +70,7 @@ class Searcher:
         folder: the run folder.
         record: called with one dictionary per epoch, for metrics.jsonl.
         reporter: told of every step.
+        watch: told which time went into which kind of work.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Searcher:
         folder: Path,
         record: Callable[[dict[str, Any]], None],
         reporter: Reporter,
+        watch: Stopwatch | None = None,
     ) -> None:
         self.recipe = recipe
         self.supernet = supernet
@@ -88,6 +91,7 @@ class Searcher:
         self._path = folder / "search.pt"
         self._record = record
         self._reporter = reporter
+        self._watch = watch or Stopwatch()
         section = recipe.search
         self._weights = torch.optim.SGD(
             weight_groups(supernet, self.method),
@@ -121,10 +125,12 @@ class Searcher:
         if self._epoch < total:
             self._reporter.phase("search", total)
         while self._epoch < total:
-            self._run_epoch(total)
+            with self._watch.of("training"):
+                self._run_epoch(total)
             done = self._epoch + 1 - section.warmup_epochs
             if done > 0 and done % section.epochs == 0:
-                self._update(done // section.epochs)
+                with self._watch.of("update"):
+                    self._update(done // section.epochs)
             self._epoch += 1
             write_checkpoint(self._path, {"phase": "search", "state": self._state()})
             self._reporter.step()
@@ -235,7 +241,12 @@ class Searcher:
     def _update(self, cycle: int) -> None:
         """Take in what a cycle has learned; between cycles, switch the weakest operations off."""
         section, supernet, method = self.recipe.search, self.supernet, self.method
-        method.update_(supernet.switches.detach(), lambda: self._rows(cycle))
+
+        def rows() -> Tensor:
+            with self._watch.of("curvature"):
+                return self._rows(cycle)
+
+        method.update_(supernet.switches.detach(), rows)
         values = supernet.table.norms(method.mean(supernet.switches).detach()).double().cpu()
         new = torch.stack([values, method.scores().double().cpu()])
         self._worth = new.where(alive_groups(supernet), self._worth)
@@ -271,7 +282,8 @@ class Searcher:
 
     def _log(self, loss: float, lr: float) -> None:
         values = self.method.mean(self.supernet.switches)
-        held = evaluate(WithSwitches(self.supernet, values), self.loaders.heldout)
+        with self._watch.of("evaluation"):
+            held = evaluate(WithSwitches(self.supernet, values), self.loaders.heldout)
         phase = "warmup" if self._epoch < self.recipe.search.warmup_epochs else "search"
         record = {"phase": phase, "epoch": self._epoch + 1, "lr": lr, "train_loss": loss}
         self._record(

@@ -26,7 +26,7 @@ from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.compress import Compressor
 from sparsebayes.train.fit import Epoch
-from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_
+from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_, write_seconds
 from sparsebayes.train.interrupt import terminable
 from sparsebayes.train.lock import locked
 from sparsebayes.train.progress import Reporter
@@ -38,6 +38,7 @@ from sparsebayes.train.search_draws import choose_architecture, estimate_norms_
 from sparsebayes.train.search_results import about_search, search_results
 from sparsebayes.train.search_setup import Setting, set_up
 from sparsebayes.train.seeding import derive_seed
+from sparsebayes.train.stopwatch import Stopwatch
 
 __all__ = ["BUILDER", "run_search"]
 
@@ -105,10 +106,17 @@ class _SearchRun:
         self._folder = folder
         self._reporter = reporter
         self._metrics = folder / "metrics.jsonl"
+        self._seconds, work = read_seconds(folder)
+        self._watch = Stopwatch(work)
         self._searcher = Searcher(
-            setting.recipe, setting.supernet, setting.search_loaders, folder, self._record, reporter
+            setting.recipe,
+            setting.supernet,
+            setting.search_loaders,
+            folder,
+            self._record,
+            reporter,
+            self._watch,
         )
-        self._seconds = read_seconds(folder)
 
     def run(self) -> dict[str, Any]:
         """Do what is left to do.
@@ -125,6 +133,7 @@ class _SearchRun:
         else:
             report = self._timed("compress", self._compress)
         report["wall_seconds"] = {name: round(value, 3) for name, value in self._seconds.items()}
+        report["work_seconds"] = {kind: round(value, 3) for kind, value in self._watch.seconds.items()}
         return report
 
     def _record(self, row: dict[str, Any]) -> None:
@@ -136,7 +145,7 @@ class _SearchRun:
             return work()
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
-            write_atomically(self._folder / "seconds.json", json.dumps(self._seconds))
+            write_seconds(self._folder, self._seconds, self._watch.seconds)
 
     def _genotype(self) -> Genotype:
         return Genotype.from_json((self._folder / "genotype.json").read_text(encoding="utf-8"))
@@ -149,11 +158,11 @@ class _SearchRun:
             if not is_random:
                 self._searcher.run()  # nothing is left to do, unless the supernet's checkpoint was lost
         elif is_random:
-            self._found(
-                random_search(
+            with self._watch.of("training"):
+                decided = random_search(
                     self._recipe, setting.supernet, setting.search_loaders, self._record, self._reporter
                 )
-            )
+            self._found(decided)
         else:
             decided = self._decided()
             self._write_switches(decided)
@@ -178,15 +187,16 @@ class _SearchRun:
         own, method = searcher.run(), searcher.method
         if self._recipe.num_draws == 1:
             return own
-        compared = choose_architecture(
-            self._recipe,
-            setting.supernet,
-            method,
-            own,
-            setting.search_loaders,
-            self._record,
-            self._reporter,
-        )
+        with self._watch.of("evaluation"):
+            compared = choose_architecture(
+                self._recipe,
+                setting.supernet,
+                method,
+                own,
+                setting.search_loaders,
+                self._record,
+                self._reporter,
+            )
         write_atomically(self._folder / "candidates.json", compared.to_json())
         return compared.winner
 
@@ -242,6 +252,7 @@ class _SearchRun:
             folder=self._folder,
             on_epoch=self._log_epoch,
             say=self._reporter.line,
+            watch=self._watch,
         )
         self._reporter.line(f"network of the genotype: held-out error {100 * ended.error:.2f} %")
         network.cpu().eval()
@@ -272,7 +283,8 @@ class _SearchRun:
         device = self._setting.loaders.example.device
         network = load_model(self._folder / "found").to(device)
         values = self._searcher.method.mean(self._setting.supernet.switches)
-        return search_results(self._setting, values, network, self._genotype(), self._folder)
+        with self._watch.of("export"):
+            return search_results(self._setting, values, network, self._genotype(), self._folder)
 
     def _compress(self) -> dict[str, Any]:
         """Compress the network that was found, in the same folder; the report's dense network is that one."""
@@ -287,6 +299,8 @@ class _SearchRun:
             self._record,
             self._reporter,
         )
+        compressor.watch = self._watch
         chosen = compressor.run()
-        report = results(recipe, compressor, chosen, setting.test, setting.loaders, self._folder)
+        with self._watch.of("export"):
+            report = results(recipe, compressor, chosen, setting.test, setting.loaders, self._folder)
         return {**report, "task": "search", **about_search(self._recipe, genotype, setting.table)}

@@ -51,6 +51,18 @@ def test_only_the_report_is_needed(folder: Path) -> None:
     assert (run.selection, run.evidence, run.recipe, run.environment) == (None, None, None, None)
 
 
+def test_the_share_of_removal_needs_times(folder: Path) -> None:
+    def share(**times: Any) -> float | None:
+        (folder / "report.json").write_text(json.dumps({**document(), **times}))
+        return read_report(folder).removal_share
+
+    assert share() is None
+    assert share(wall_seconds={}, work_seconds={"curvature": 1}) is None
+    work = {"training": 6, "curvature": 1, "update": 0.5, "compaction": 0.25}
+    assert share(wall_seconds={"cycles": 8, "export": 2}, work_seconds=work) == pytest.approx(0.175)
+    assert share(work_seconds={"training": 1}) == 0.0
+
+
 def test_unmeasured_figures_are_null(folder: Path) -> None:
     changed = document()
     changed["compact"].update(onnx_bytes=None, latency_ms_batch1=None, latency_ms_batch64=None)

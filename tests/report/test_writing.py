@@ -52,6 +52,7 @@ def fill(folder: Path, text: str = "plain") -> None:
         "widths": {f"conv1 {text}": [20, 5], "fc1": [500, 21]},
         "seed": 3,
         "wall_seconds": {f"train {text}": 75.0, "cycles": 5.0},
+        "work_seconds": {"training": 70.0, "curvature": 4.0, "compaction": 2.0},
         "versions": {"torch": f"2.13.0 {text}"},
         "refused": [f"fc2: its units are the outputs ({text})."],
         f"genotype {text}": [text, 1],
@@ -95,6 +96,7 @@ def test_both_files_hold_every_record(tmp_path: Path) -> None:
         "112 of 1,370 units plain kept at strength 2,048",
         "+0.13 points", "2,293,000", "25x fewer", "1.73 MB", "not measured", "0.0675 ms", "6.1x shorter",
         "conv1 plain", "fc2: its units are the outputs (plain).", "1 min 15 s", "together", "1 min 20 s",
+        "curvature", "4.0 s, 5.0 %", "other", "4.0 s, 5.0 %", "curvature + update + compaction", "6.0 s, 7.5 %",
         "2.13.0 plain", "genotype plain", "version: 1 # plain", "seed 3",
     ]  # fmt: skip
     for fact in facts:
@@ -144,7 +146,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 def test_a_bare_report_is_enough(tmp_path: Path) -> None:
     fill(tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
-    report.update(widths={}, wall_seconds={}, versions={}, refused=[])
+    report.update(widths={}, wall_seconds={}, work_seconds={}, versions={}, refused=[])
     for path in tmp_path.iterdir():
         path.unlink()
     (tmp_path / "report.json").write_text(json.dumps(report))

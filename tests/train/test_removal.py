@@ -11,6 +11,7 @@ from sparsebayes.prune.pricing import entry_costs
 from sparsebayes.recipe import Recipe, load_recipe
 from sparsebayes.train.removal import dense_groups, remove
 from sparsebayes.train.setup import make_loaders
+from sparsebayes.train.stopwatch import Stopwatch
 
 
 def survival(*overrides: str, joint: bool = True) -> torch.Tensor:
@@ -31,7 +32,16 @@ def survival(*overrides: str, joint: bool = True) -> torch.Tensor:
     costs = entry_costs(model, loaders.example, "params")
     lineage, target = Lineage(torch.ones(dense.num_groups, dtype=torch.bool)), 0.5 * 431_080
     removal = remove(
-        recipe, model, lineage, dense, loaders.plain, loaders.example, costs=costs, target=target, number=1
+        recipe,
+        model,
+        lineage,
+        dense,
+        loaders.plain,
+        loaders.example,
+        costs=costs,
+        target=target,
+        number=1,
+        watch=Stopwatch(),
     )
     assert removal is not None
     return removal.survives

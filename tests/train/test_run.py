@@ -14,6 +14,7 @@ from sparsebayes.errors import DataError, ModelError, NumericsError, RecipeError
 from sparsebayes.groups import UnitGraph, trace_units
 from sparsebayes.prune import Selection
 from sparsebayes.recipe import Recipe, dump_recipe, parse_recipe
+from sparsebayes.report import read_report
 from sparsebayes.train import compress, phase_checkpoints, removal, run
 from sparsebayes.train.export import export_point, quantize_export
 from sparsebayes.train.folder import mend_lines_, open_folder, settle_lines_
@@ -112,6 +113,21 @@ def test_a_run_leaves_a_smaller_network_and_its_files() -> None:
     assert len({p.params for p in points}) == len(points) > 2
     assert [p.params for p in points] == sorted((p.params for p in points), reverse=True)
     assert report["widths"]["hidden"][1] < report["widths"]["hidden"][0] == 24
+
+
+def test_a_run_says_where_its_time_went() -> None:
+    folder = run_recipe(recipe("export.onnx=false"), out=Path("run"), quiet=True)
+    report = report_of(folder)
+    work, total = report["work_seconds"], sum(report["wall_seconds"].values())
+    assert sorted(work) == ["compaction", "curvature", "evaluation", "export", "training", "update"]
+    assert all(seconds > 0 for seconds in work.values())
+    assert sum(work.values()) <= total + 0.01
+    share = read_report(folder).removal_share
+    assert share == pytest.approx((work["curvature"] + work["update"] + work["compaction"]) / total)
+    (folder / "report.json").unlink()
+    run_recipe(recipe("export.onnx=false"), resume=folder, quiet=True)
+    resumed = report_of(folder)["work_seconds"]  # nothing was left to do but to export
+    assert {**resumed, "export": 0} == {**work, "export": 0}
 
 
 def test_the_dense_network_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
