@@ -306,7 +306,6 @@ def _score(
             estimator=curvature.estimator,
             factor=curvature.factor,
             draws=curvature.draws,
-            seed=derive_seed(recipe.seed, "curvature", number) % 2**31,
         )
     survives = posterior.survives(recipe.prior.rule)
     return survives if prices is None else survives / prices
