@@ -48,6 +48,7 @@ METHODS: dict[str, tuple[str, ...]] = {
         "sampling.proxies=[posterior, synflow, naswot]",
         *SIZE,
     ),
+    "laplace, half of the operations passed by": ("search.path_drop=0.5",),
     "magnitude": ("search.baseline=magnitude",),
     "darts": ("search.baseline=darts",),
     "random": ("search.baseline=random",),
