@@ -276,6 +276,8 @@ def error_rows(options: argparse.Namespace) -> list[Row]:
             "stick, importance 0.2": lambda seed=0: estimate(seed, importance=0.2),
             "stick, importance 0.1": lambda seed=0: estimate(seed, importance=0.1),
             "stick, importance 0.05": lambda seed=0: estimate(seed, importance=0.05),
+            "stick, importance 0.1, 3 draws": lambda seed=0: estimate(seed, importance=0.1, draws=3),
+            "stick, importance 0.05, 3 draws": lambda seed=0: estimate(seed, importance=0.05, draws=3),
             "sampled label": lambda seed=0: estimate(seed, factor="sampled_label"),
             "recursion (biased)": recursion,
         }
