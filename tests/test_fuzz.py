@@ -19,11 +19,13 @@ CASES = 30
 
 @pytest.fixture(scope="module")
 def fuzz() -> types.ModuleType:
+    sys.path.insert(0, str(ROOT / "tools"))
     spec = importlib.util.spec_from_file_location("fuzz_tool", ROOT / "tools" / "fuzz.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["fuzz_tool"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
+    sys.path.remove(str(ROOT / "tools"))
     return module
 
 
@@ -38,8 +40,8 @@ def test_every_subject_is_prepared(fuzz: types.ModuleType, subjects: dict[str, A
 
 @pytest.mark.parametrize(
     "name",
-    ["recipe", "override", "selection", "architecture", "weights", "weights header", "lineage", "data header",
-     "front", "run folder", "checkpoint"],
+    ["recipe", "search recipe", "override", "selection", "genotype", "architecture", "weights", "weights header",
+     "lineage", "data header", "data batch", "table of cells", "front", "times", "run folder", "checkpoint"],
 )  # fmt: skip
 def test_damage_ends_in_a_sentence(fuzz: types.ModuleType, subjects: dict[str, Any], name: str) -> None:
     assert fuzz.fuzz(name, subjects[name], CASES) == []

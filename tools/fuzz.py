@@ -3,8 +3,9 @@
     python tools/fuzz.py                       # 10,000 cases over all subjects
     python tools/fuzz.py --cases 500 recipe    # 500 cases of one subject
 
-Recipes, overrides, selections, architectures, safetensors, data headers, run folders and checkpoints are mutated by
-hypothesis: bytes flipped, inserted, cut off; values of JSON and YAML replaced by hostile ones. Each case must either
+Recipes, overrides, selections, genotypes, architectures, safetensors, data headers, tables of cells, run folders and
+checkpoints are mutated by hypothesis: bytes flipped, inserted, cut off; values of JSON, YAML and tables replaced by
+hostile ones. Each case must either
 work or raise an error of this package whose text is one sentence, within some seconds and without a warning. Exit
 status 1 if one does not; what was handed in is printed in its smallest form.
 """
@@ -12,7 +13,7 @@ status 1 if one does not; what was handed in is printed in its smallest form.
 from __future__ import annotations
 
 import argparse
-import copy
+import gzip
 import json
 import shutil
 import signal
@@ -29,33 +30,33 @@ from typing import Any
 
 import torch
 from click.testing import CliRunner
+from damage import bytes_like, json_like, overrides, table_like, yaml_like
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsebayes.cli import main as program
+from sparsebayes.data.cifar import Cifar, read_cifar
 from sparsebayes.data.idx import read_images
 from sparsebayes.errors import SparseBayesError
 from sparsebayes.export import load_model, save_model
 from sparsebayes.groups import make_grouping
 from sparsebayes.models import build
+from sparsebayes.nas import Genotype
+from sparsebayes.nas.draw import draw_cell
+from sparsebayes.nas.tabular import BenchTable, cell_of
 from sparsebayes.prune import Selection, select
 from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.prune.carry import Lineage
 from sparsebayes.recipe import parse_recipe
-from sparsebayes.recipe.reference import dotted_keys
 from sparsebayes.recipe.shipped import read_text, shipped_recipes
 from sparsebayes.train.checkpoint import read_checkpoint, write_checkpoint
+from sparsebayes.train.folder import read_seconds, write_seconds
 from sparsebayes.train.front import Point, read_front, write_front
 
 __all__ = ["SUBJECTS", "Failure", "fuzz", "prepare"]
 
 SECONDS = 20
 """Longer than this a case hangs."""
-HOSTILE: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2, 10**30, -(10**18), 0.5, -1e308, 1e308, "", " ", "a", "A" * 5000, "../../x", "/",
-    "nan", "1e5", "x:y", "no.such.module:thing", "\x00", "\u202e", "ä" * 50, [], [[]], {}, [None], [0], ["", ""],
-    {"a": 1}, {"": None}, [[[[[[[[[[]]]]]]]]]], "2:4", "units", "off", "~", "*", "[", "{}", "!!python/object:x",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,125 +162,35 @@ def _patience() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# --- what is handed in
-
-
-def _bytes_like(content: bytes) -> st.SearchStrategy[bytes]:
-    """Damaged copies of some bytes."""
-    edit = st.tuples(
-        st.sampled_from(["flip", "cut", "insert", "repeat", "zero"]),
-        st.integers(0, max(len(content) - 1, 0)) | st.integers(0, min(64, max(len(content) - 1, 0))),
-        st.binary(min_size=1, max_size=16),
-    )
-    return st.lists(edit, min_size=1, max_size=4).map(lambda edits: _edit(content, edits))
-
-
-def _edit(content: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
-    for kind, place, payload in edits:
-        if kind == "flip" and place < len(content):
-            content = content[:place] + bytes([content[place] ^ (payload[0] or 1)]) + content[place + 1 :]
-        elif kind == "cut":
-            content = content[:place]
-        elif kind == "insert":
-            content = content[:place] + payload + content[place:]
-        elif kind == "repeat":
-            content += content[place:]
-        elif kind == "zero":
-            content = content[:place] + bytes(len(payload)) + content[place + len(payload) :]
-    return content
-
-
-def _json_like(document: Any) -> st.SearchStrategy[bytes]:
-    """Documents with values replaced, removed or added, now and then also damaged as text."""
-    places = list(_places(document))
-    change = st.tuples(
-        st.sampled_from(places), st.sampled_from(["replace", "remove", "add"]), st.sampled_from(HOSTILE)
-    )
-    changed = st.lists(change, min_size=1, max_size=3).map(lambda changes: _change(document, changes))
-    plain = json.dumps(document).encode()
-    return changed | _bytes_like(plain)
-
-
-def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from _places(inner, (*path, key))
-
-
-def _change(document: Any, changes: list[tuple[tuple[Any, ...], str, Any]]) -> bytes:
-    document = copy.deepcopy(document)
-    for path, kind, value in changes:
-        if not path:
-            document = value if kind == "replace" else document
-            continue
-        inner = document
-        try:
-            for key in path[:-1]:
-                inner = inner[key]
-            if kind == "replace":
-                inner[path[-1]] = value
-            elif kind == "remove":
-                del inner[path[-1]]
-            elif isinstance(inner, dict):
-                inner["added"] = value
-            elif isinstance(inner, list):
-                inner.append(value)
-        except (KeyError, IndexError, TypeError):  # an earlier change took the place away
-            continue
-    return json.dumps(document).encode()
-
-
-def _yaml_like(text: str) -> st.SearchStrategy[bytes]:
-    """A recipe with lines changed, moved, repeated or indented otherwise, now and then damaged as bytes."""
-    lines = text.splitlines()
-    edit = st.tuples(
-        st.sampled_from(["value", "delete", "repeat", "indent", "key"]),
-        st.integers(0, len(lines) - 1),
-        st.sampled_from(HOSTILE),
-    )
-    return st.lists(edit, min_size=1, max_size=4).map(lambda edits: _edit_lines(lines, edits)) | _bytes_like(
-        text.encode()
-    )
-
-
-def _edit_lines(lines: list[str], edits: list[tuple[str, int, Any]]) -> bytes:
-    lines = list(lines)
-    for kind, number, value in edits:
-        if number >= len(lines):
-            continue
-        line, shown = lines[number], value if isinstance(value, str) else json.dumps(value)
-        if kind == "value":
-            lines[number] = f"{line.partition(':')[0]}: {shown}"
-        elif kind == "key":
-            lines[number] = f"{shown}:{line.partition(':')[2]}"
-        elif kind == "indent":
-            lines[number] = "   " + line
-        elif kind == "repeat":
-            lines.insert(number, line)
-        else:
-            del lines[number]
-    return "\n".join(lines).encode("utf-8", "surrogatepass")
-
-
-def _overrides() -> st.SearchStrategy[list[str]]:
-    key = (
-        st.sampled_from(dotted_keys())
-        | st.text(max_size=12)
-        | st.sampled_from(["groups", "presets", "train", "a.b"])
-    )
-    value = st.sampled_from([v if isinstance(v, str) else json.dumps(v) for v in HOSTILE]) | st.text(
-        max_size=20
-    )
-    return st.lists(st.builds("{}={}".format, key, value) | st.text(max_size=15), min_size=1, max_size=3)
-
-
-# --- what is done with it
-
-
 SUBJECTS = (
-    "recipe", "override", "selection", "architecture", "weights", "weights header", "lineage", "data header", "front",
-    "run folder", "checkpoint",
+    "recipe", "search recipe", "override", "selection", "genotype", "architecture", "weights", "weights header",
+    "lineage", "data header", "data batch", "table of cells", "front", "times", "run folder", "checkpoint",
+)  # fmt: skip
+CELLS = (
+    "arch,c10_test_200,c100_test_200\n"
+    "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|,93.5,71.25\n"
+    "|none~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|,10.0,1.0\n"
+)
+EDGES = [
+    [0, 1, ["nor_conv_3x3", "skip_connect"]],
+    {"source": 0, "target": 2, "ops": ["skip_connect"]},
+    [1, 2, ["skip_connect"]],
+]
+GENOTYPE: dict[str, Any] = {
+    "version": 1,
+    "space": {
+        "name": "mine", "num_stages": 1, "reduction": "stride", "gates": True, "shared": False,
+        "cells": [
+            {"name": "cell", "num_inputs": 1, "num_nodes": 3, "output": "concat", "read": [1, 2], "keep": [[2, 1]],
+             "edges": EDGES},
+        ],
+        "decision": {"one_op_per_edge": True, "top_k_edges": 2},
+    },
+    "cells": {"cell0": [[0, 1, "nor_conv_3x3"], [1, 2, "skip_connect"]]},
+}  # fmt: skip
+BATCHES = Cifar(
+    name="fuzz", num_classes=2, label_bytes=1, label_key="labels", binary="", python="absent", train={"train": 2},
+    test={"test": 2}, binary_md5={}, python_md5={}, archive_md5="",
 )  # fmt: skip
 RUN_FILES = (
     "report.json",
@@ -301,7 +212,7 @@ def prepare(folder: Path) -> dict[str, Subject]:
         The subjects by name.
     """
     good = _write_good(folder / "good")
-    recipe = read_text(shipped_recipes()["quickstart"])
+    recipe, search = (read_text(shipped_recipes()[name]) for name in ("quickstart", "nas_proxy"))
     work = folder / "work"
     shutil.copytree(folder / "good", work)
 
@@ -324,40 +235,51 @@ def prepare(folder: Path) -> dict[str, Subject]:
     def header_of(content: bytes) -> bytes:
         return struct.pack("<Q", len(content)) + content + body
 
-    pairs = st.tuples(_bytes_like(good["images"]), st.booleans())
+    pairs = st.tuples(bytes_like(good["images"]), st.booleans())
     files = st.one_of(*(st.tuples(st.just(name), _damaged_file(name, good[name])) for name in RUN_FILES))
     return {
-        "recipe": Subject(_yaml_like(recipe), lambda text: _show(work / "fuzz.yaml", text)),
-        "override": Subject(_overrides(), lambda changes: parse_recipe(recipe, "fuzz", overrides=changes)),
-        "selection": Subject(_json_like(json.loads(good["grouping.json"])), _read_selection),
+        "recipe": Subject(yaml_like(recipe), lambda text: _show(work / "fuzz.yaml", text)),
+        "search recipe": Subject(yaml_like(search), lambda text: _show(work / "fuzz.yaml", text)),
+        "override": Subject(overrides(), lambda changes: parse_recipe(recipe, "fuzz", overrides=changes)),
+        "selection": Subject(json_like(json.loads(good["grouping.json"])), _read_selection),
+        "genotype": Subject(json_like(json.loads(good["genotype.json"])), _read_genotype),
         "architecture": Subject(
-            _json_like(json.loads(good["architecture.json"])), with_file("architecture.json", load_model)
+            json_like(json.loads(good["architecture.json"])), with_file("architecture.json", load_model)
         ),
-        "weights": Subject(_bytes_like(weights), with_file("model.safetensors", load_model)),
+        "weights": Subject(bytes_like(weights), with_file("model.safetensors", load_model)),
         "weights header": Subject(
-            _json_like(header).map(header_of), with_file("model.safetensors", load_model)
+            json_like(header).map(header_of), with_file("model.safetensors", load_model)
         ),
         "lineage": Subject(
-            _bytes_like(good["lineage.safetensors"]),
+            bytes_like(good["lineage.safetensors"]),
             with_file("lineage.safetensors", lambda place: Lineage.load(place / "lineage.safetensors")),
         ),
         "data header": Subject(pairs, lambda case: _read_idx(work, good, *case)),
+        "data batch": Subject(
+            bytes_like(good["train.bin"]), with_file("train.bin", lambda place: read_cifar(place, BATCHES))
+        ),
+        "table of cells": Subject(
+            table_like(CELLS), with_file("table.csv.gz", lambda place: _look_up(place / "table.csv.gz"))
+        ),
+        "times": Subject(
+            json_like(json.loads(good["seconds.json"])), with_file("seconds.json", read_seconds)
+        ),
         "front": Subject(
-            _json_like(json.loads(good["pareto.json"])),
+            json_like(json.loads(good["pareto.json"])),
             with_file("pareto.json", lambda place: read_front(place / "pareto.json")),
         ),
         "run folder": Subject(
             files, lambda case: with_file(case[0], lambda place: _call("report", str(place)))(case[1])
         ),
         "checkpoint": Subject(
-            _bytes_like(good["checkpoint.pt"]),
+            bytes_like(good["checkpoint.pt"]),
             with_file("checkpoint.pt", lambda place: read_checkpoint(place / "checkpoint.pt")),
         ),
     }
 
 
 def _damaged_file(name: str, content: bytes) -> st.SearchStrategy[bytes]:
-    return _json_like(json.loads(content)) if name.endswith(".json") else _bytes_like(content)
+    return json_like(json.loads(content)) if name.endswith(".json") else bytes_like(content)
 
 
 def _write_good(folder: Path) -> dict[str, bytes]:
@@ -376,6 +298,11 @@ def _write_good(folder: Path) -> dict[str, bytes]:
     write_front(
         folder / "pareto.json", [Point(0, 100, 900, 0.1, 0.01, 0.02, widths={"conv1": 20}, chosen=True)]
     )
+    write_seconds(folder, {"pretrain": 1.5, "cycles": 20.0}, {"training": 18.5, "curvature": 1.0})
+    (folder / "genotype.json").write_text(Genotype.from_dict(GENOTYPE).to_json())
+    (folder / "table.csv.gz").write_bytes(gzip.compress(CELLS.encode()))
+    for stem in ("train", "test"):
+        (folder / f"{stem}.bin").write_bytes(b"".join(bytes([label]) + bytes(3072) for label in (0, 1)))
     write_checkpoint(
         folder / "checkpoint.pt", {"phase": "cycle 1", "state": {"epoch": 1, "model": {"w": torch.ones(3)}}}
     )
@@ -425,6 +352,23 @@ def _read_selection(content: bytes) -> None:
     selection = Selection.from_json(text)
     selection.counts()
     Selection.from_json(selection.to_json())
+
+
+def _read_genotype(content: bytes) -> None:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return
+    genotype = Genotype.from_json(text)
+    for key in genotype.cells:
+        draw_cell(genotype, key)
+    Genotype.from_json(genotype.to_json())
+
+
+def _look_up(path: Path) -> None:
+    """Read a table and look a cell up that the good one has."""
+    cell = CELLS.splitlines()[1].partition(",")[0]
+    BenchTable.read(path).look_up(Genotype("nas_bench_201", {"normal": cell_of(cell)}))
 
 
 def _read_idx(work: Path, good: dict[str, bytes], content: bytes, swap: bool) -> None:

@@ -39,8 +39,8 @@ def draw_cell(genotype: Genotype, key: str, worth: Mapping[Op, float] | None = N
     """
     edges = genotype.edges(key)
     spec = genotype.spec(key)
-    longest = max(edge.target - edge.source for edge in edges)
-    top = RISE * longest + LINE * max(len(edge.ops) for edge in edges) + MARGIN
+    longest = max((edge.target - edge.source for edge in edges), default=0)
+    top = RISE * longest + LINE * max((len(edge.ops) for edge in edges), default=0) + MARGIN
     width = STEP * (spec.num_nodes - 1) + 2 * MARGIN
     height = top + RADIUS + MARGIN
     names = sorted({op for edge in edges for op in edge.ops})

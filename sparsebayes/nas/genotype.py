@@ -135,7 +135,7 @@ class Genotype:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecipeError(
                 f"expected a genotype as JSON, got other text ({error}); use one that a run wrote"
             ) from None

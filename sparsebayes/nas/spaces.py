@@ -116,10 +116,9 @@ class Decision:
 
     def __post_init__(self) -> None:
         """Refuse a number of edges below 1."""
-        if self.top_k_edges is not None and self.top_k_edges < 1:
-            raise RecipeError(
-                f"expected top_k_edges of at least 1, got {self.top_k_edges}; give null for all edges"
-            )
+        top = self.top_k_edges
+        if top is not None and (type(top) is not int or top < 1):
+            raise RecipeError(f"expected top_k_edges of at least 1, got {top!r}; give null for all edges")
 
 
 @final
@@ -215,10 +214,15 @@ def _read_cell(data: Any) -> CellSpec:
         edge["ops"] = tuple(_list(edge.get("ops"), "operations of an edge"))
         edges.append(_make(Edge, edge, "edge"))
     fields["edges"] = tuple(edges)
-    for name in ("read", "keep"):
-        if name in fields:
-            entries = _list(fields[name], f"{name} of the cell")
-            fields[name] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in entries)
+    if "read" in fields:
+        fields["read"] = _integers(fields["read"], "nodes that the cell's output reads")
+    if "keep" in fields:
+        pairs = [
+            _integers(pair, "pairs in keep of the cell") for pair in _list(fields["keep"], "keep of the cell")
+        ]
+        if any(len(pair) != 2 for pair in pairs):
+            raise RecipeError(f"expected keep of the cell as pairs [node, number], got {fields['keep']!r}")
+        fields["keep"] = tuple(pairs)
     return cast("CellSpec", _make(CellSpec, fields, "cell"))
 
 
@@ -240,6 +244,13 @@ def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         raise RecipeError(f"expected the {what} as a list, got {value!r}")
     return list(value)
+
+
+def _integers(value: Any, what: str) -> tuple[int, ...]:
+    entries = _list(value, what)
+    if any(type(entry) is not int for entry in entries):
+        raise RecipeError(f"expected the {what} as whole numbers, got {value!r}")
+    return tuple(entries)
 
 
 def _make(kind: type, fields: Mapping[str, Any], what: str) -> Any:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import csv
 import gzip
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import final
 
@@ -71,7 +73,7 @@ class BenchTable:
         """Read a table.
 
         Args:
-            path: a csv.gz with a column `arch`; all other columns must be numbers.
+            path: a csv.gz with a column `arch`, each cell once; all other columns must be finite numbers.
 
         Raises:
             DataError: the file is absent, damaged, or no such table.
@@ -82,10 +84,23 @@ class BenchTable:
             names = [name for name in rows[0] if name != "arch"]
             columns = {name: [float(row[name]) for row in rows] for name in names}
             position = {row["arch"]: number for number, row in enumerate(rows)}
-        except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, IndexError) as error:
+            if len(position) < len(rows):
+                raise ValueError("a cell is there twice")
+            if not all(map(math.isfinite, chain.from_iterable(columns.values()))):
+                raise ValueError("a number is not finite")
+        except (
+            OSError,
+            EOFError,
+            zlib.error,
+            csv.Error,
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+        ) as error:
             raise DataError(
                 f"expected a table of cells at {path}, a csv.gz with a column arch and columns of numbers, got "
-                f"something else ({type(error).__name__}: {error}); use table: embedded for NAS-Bench-201"
+                f"something else ({type(error).__name__}: {str(error)[:200]}); use table: embedded for NAS-Bench-201"
             ) from None
         return BenchTable(columns, position)
 

@@ -48,8 +48,6 @@ def _summarise_search(recipe: SearchRecipe) -> str:
         f"{search.cycles} cycles of {search.epochs}",
         f"{retrain.epochs} after",
     ]
-    by = f"by {search.rule}" if recipe.posterior == "laplace" else f"best of {recipe.num_draws} drawn"
-    decides = f"{recipe.posterior}, {by}" if search.baseline == "none" else f"baseline {search.baseline}"
     strength = (
         f"lambda {search.paper_lambda:g}" if search.paper_lambda is not None else f"{search.strength:g}"
     )
@@ -57,7 +55,7 @@ def _summarise_search(recipe: SearchRecipe) -> str:
         "name": recipe.name,
         "data": f"{data.name}, {data.holdout} held out, batches of {search.batch_size or data.batch_size}",
         "space": f"{space}, width {search.width}, {search.depth} cells in each stage",
-        "posterior": decides,
+        "posterior": _decides(recipe),
         "strength": strength,
         "epochs": ", ".join(phases),
         "retrain": f"width {retrain.width or search.width}, {retrain.depth or search.depth} cells in each stage",
@@ -70,9 +68,26 @@ def _summarise_search(recipe: SearchRecipe) -> str:
 
 
 def _posterior(recipe: Recipe) -> str:
+    """What decides which groups go."""
+    if recipe.prune.score != "evidence":
+        return f"none, groups go by {recipe.prune.score}"
     if recipe.posterior == "laplace":
         return f"laplace, {recipe.prior.scale}, by {recipe.prior.rule}"
-    return f"{recipe.posterior}, best of {recipe.sampling.count} sampled"
+    return recipe.posterior + _best_of(recipe.sampling.count, "held-out loss")
+
+
+def _decides(recipe: SearchRecipe) -> str:
+    """What decides on the architecture: the method alone, or what its best or its draws are judged by."""
+    search = recipe.search
+    if search.baseline != "none":
+        return f"baseline {search.baseline}" + _best_of(recipe.num_draws, "held-out loss")
+    own = f"laplace, by {search.rule}" if recipe.posterior == "laplace" else recipe.posterior
+    judge = "training-free proxies" if recipe.posterior == "natural_gradient" else "held-out loss"
+    return own + _best_of(recipe.num_draws, judge)
+
+
+def _best_of(number: int, judge: str) -> str:
+    return f", best of {number} by {judge}" if number > 1 else ""
 
 
 def _model(model: ModelSection) -> str:

@@ -17,17 +17,8 @@ from markupsafe import Markup
 
 from sparsebayes.report.files import recipe_values
 from sparsebayes.report.records import MetricsRecord, ParetoPoint, Run
-from sparsebayes.report.svg import (
-    Band,
-    Dot,
-    Mark,
-    Series,
-    heat_map,
-    histogram,
-    line_chart,
-    scatter_chart,
-    share_bars,
-)
+from sparsebayes.report.shares import heat_map, share_bars
+from sparsebayes.report.svg import Band, Dot, Mark, Series, histogram, line_chart, scatter_chart
 from sparsebayes.words import count, percent, strength_text
 
 __all__ = [

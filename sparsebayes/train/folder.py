@@ -128,7 +128,7 @@ def settle_lines_(path: Path) -> None:
         try:
             row = json.loads(line)
             key = tuple(row.get(name) for name in ("phase", "cycle", "epoch", "lr"))
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             key = (number,)
         kept[key] = line  # where the first one stood, so that the order is that of an unbroken run
     if len(kept) < len(lines):
@@ -185,7 +185,7 @@ def read_seconds(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
             parts[part].update({name: float(value) for name, value in seconds.items()})
         if not all(0 <= value < math.inf for seconds in parts.values() for value in seconds.values()):
             raise ValueError
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, OverflowError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, OverflowError, RecursionError):
         raise RunError(
             f"{path} is damaged; delete it to go on without the times of the earlier part"
         ) from None

@@ -13,10 +13,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from sparsebayes.errors import RunError
 from sparsebayes.files import write_atomically
+from sparsebayes.report.files import parse_json, read_text
 
 __all__ = ["Point", "band_limit", "choose", "read_front", "write_front"]
 
@@ -118,11 +118,7 @@ def read_front(path: Path) -> list[Point]:
     """
     if not path.is_file():
         return []
-    try:
-        rows: Any = json.loads(path.read_text(encoding="utf-8"))
-        points = [Point(**row) for row in rows]
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {error}; start the run anew") from None
+    points = parse_json(list[Point], read_text(path), path)
     if [p.point for p in points] != list(range(len(points))):
         raise RunError(f"{path} is damaged: its points are not numbered from 0; start the run anew")
     return points

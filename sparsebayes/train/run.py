@@ -21,10 +21,10 @@ from sparsebayes.recipe import AnyRecipe, Recipe, SearchRecipe
 from sparsebayes.recipe.contradictions import refuse_contradictions
 from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.compress import Compressor
-from sparsebayes.train.distributed import in_turn, join, leave, lost_connections, shared_folder
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_, write_seconds
 from sparsebayes.train.interrupt import terminable
 from sparsebayes.train.lock import locked
+from sparsebayes.train.processes import in_turn, join, leave, lost_connections, shared_folder
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import dense_groups
 from sparsebayes.train.results import results

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 import torch
+from pydantic import BaseModel
 
 from sparsebayes.export.saved import load_model, save_model
 from sparsebayes.files import append_line, write_atomically
@@ -24,6 +25,7 @@ from sparsebayes.nas.network import build_network, inherit_
 from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.report import read_report, summary_line, write_report
+from sparsebayes.report.files import parse_json, read_text
 from sparsebayes.train.compress import Compressor
 from sparsebayes.train.fit import Epoch
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_, write_seconds
@@ -46,6 +48,16 @@ BUILDER = "sparsebayes.nas.network:derived_network"
 """Builder that the saved networks name."""
 
 Result = TypeVar("Result")
+
+
+class _Worth(BaseModel):
+    """What the picture of a cell shows of a group, out of switches.json."""
+
+    cell: str
+    source: int
+    target: int
+    op: str | None
+    score: float
 
 
 def run_search(
@@ -148,7 +160,7 @@ class _SearchRun:
             write_seconds(self._folder, self._seconds, self._watch.seconds)
 
     def _genotype(self) -> Genotype:
-        return Genotype.from_json((self._folder / "genotype.json").read_text(encoding="utf-8"))
+        return Genotype.from_json(read_text(self._folder / "genotype.json"))
 
     def _search(self) -> None:
         """Search, and write what was found, as far as the folder does not have it."""
@@ -216,9 +228,11 @@ class _SearchRun:
     def _draw(self) -> None:
         """Draw the cells that have no picture yet."""
         genotype, path = self._genotype(), self._folder / "switches.json"
+        rows = parse_json(list[_Worth], read_text(path), path) if path.is_file() else []
         worth: dict[str, dict[Op, float]] = {key: {} for key in genotype.cells}
-        for row in json.loads(path.read_text(encoding="utf-8")) if path.is_file() else ():
-            worth[row["cell"]][row["source"], row["target"], row["op"]] = row["score"]
+        for row in rows:
+            if row.cell in worth and row.op is not None:
+                worth[row.cell][row.source, row.target, row.op] = row.score
         for key in genotype.cells:
             picture = self._folder / f"cell-{key}.svg"
             if not picture.is_file():

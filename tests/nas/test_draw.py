@@ -25,6 +25,12 @@ def test_a_picture_shows_every_operation_and_node():
     assert len([e for e in root.iter() if e.tag.endswith("path")]) == 3
 
 
+def test_a_cell_without_operations_shows_its_nodes():
+    root = ElementTree.fromstring(draw_cell(Genotype("nas_bench_201", {"normal": ()}), "normal"))
+    assert len([e for e in root.iter() if e.tag.endswith("circle")]) == 4
+    assert not [e for e in root.iter() if e.tag.endswith("path")]
+
+
 def test_lines_are_as_thick_as_their_operations_are_worth():
     worth = {(0, 1, "nor_conv_3x3"): 100.0, (0, 1, "skip_connect"): 10.0, (1, 3, "nor_conv_1x1"): 1.0}
     picture = draw_cell(GENOTYPE, "normal", worth)

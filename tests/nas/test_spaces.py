@@ -86,6 +86,7 @@ def cell(*edges: tuple[int, int], nodes: int = 3, ops: tuple[str, ...] = OPS, **
         (lambda: cell((0, 1), (1, 2), keep=((2, 2),)), "node 2 has 1 incoming edges, so it cannot keep 2"),
         (lambda: CellSpec("a", 2, 3, (Edge(0, 1, OPS),)), "ends in an input"),
         (lambda: Decision(top_k_edges=0), "top_k_edges of at least 1"),
+        (lambda: Decision(top_k_edges=1.5), "top_k_edges of at least 1, got 1.5"),
         (lambda: find_space("drats"), "unknown search space 'drats'; did you mean 'darts'"),
         (lambda: read_space({"name": "a"}), "expected the cells of the space as a list, got None"),
         (lambda: read_space({"nme": "a"}), "unknown key of a space 'nme'; did you mean 'name'"),
@@ -112,6 +113,23 @@ def test_mistakes_are_named_in_one_sentence(make, says):
     with pytest.raises(RecipeError, match=says) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"keep": ["abc"]}, "expected the pairs in keep of the cell as a list, got 'abc'"),
+        ({"keep": [[1, "a"]]}, "expected the pairs in keep of the cell as whole numbers"),
+        ({"keep": [[1]]}, r"expected keep of the cell as pairs \[node, number\], got \[\[1\]\]"),
+        ({"keep": 3}, "expected the keep of the cell as a list, got 3"),
+        ({"read": [[1]]}, "expected the nodes that the cell's output reads as whole numbers"),
+    ],
+)
+def test_lists_of_a_cell_are_lists_of_numbers(fields, says):
+    edge = [0, 1, ["skip_connect"]]
+    data = {"name": "b", "num_inputs": 1, "num_nodes": 2, "edges": [edge], **fields}
+    with pytest.raises(RecipeError, match=says):
+        read_space({"name": "a", "reduction": "stride", "cells": [data]})
 
 
 def test_a_cell_is_found_by_its_name():

@@ -68,7 +68,15 @@ def test_what_no_table_holds_is_named(table, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no gzip", gzip.compress(b"a,b\n1,2\n", mtime=0), gzip.compress(b"arch,a\nx,y\n", mtime=0)],
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b"a,b\n1,2\n", mtime=0),
+        gzip.compress(b"arch,a\nx,y\n", mtime=0),
+        gzip.compress(b"arch,a\nx,nan\n", mtime=0),
+        gzip.compress(b"arch,a\nx,1\nx,2\n", mtime=0),
+        gzip.compress(b"arch,a\n" + b"x" * 200_000 + b",1\n", mtime=0),
+    ],
 )
 def test_a_file_that_is_no_table_is_refused(content, tmp_path):
     path = tmp_path / "table.csv.gz"

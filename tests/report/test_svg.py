@@ -11,17 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsebayes.report.axes import Axis, short_number
-from sparsebayes.report.svg import (
-    Band,
-    Dot,
-    Mark,
-    Series,
-    heat_map,
-    histogram,
-    line_chart,
-    scatter_chart,
-    share_bars,
-)
+from sparsebayes.report.shares import heat_map, share_bars
+from sparsebayes.report.svg import Band, Dot, Mark, Series, histogram, line_chart, scatter_chart
 
 ANY_NUMBER = st.floats(allow_nan=True, allow_infinity=True)
 

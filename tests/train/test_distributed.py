@@ -20,23 +20,20 @@ from sparsebayes.errors import RecipeError, RunError
 from sparsebayes.launcher import Process, launched
 from sparsebayes.prune import Selection
 from sparsebayes.recipe import parse_recipe
-from sparsebayes.train import distributed as distributed_module
+from sparsebayes.train import processes
 from sparsebayes.train.distributed import (
     _joined,
     add_up_gradients_,
     agree_on_norms_,
     check_same,
     from_first,
-    join,
-    leave,
-    lost_connections,
     own_images,
     same_scores,
     share_of,
-    shared_folder,
 )
 from sparsebayes.train.evaluation import evaluate
 from sparsebayes.train.front import read_front
+from sparsebayes.train.processes import join, leave, lost_connections, shared_folder
 from sparsebayes.train.run import run_recipe
 from tests.train.conftest import CORNERS
 
@@ -360,8 +357,8 @@ def test_different_decisions_are_found(three, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_folder_that_cannot_be_opened_is_known_to_all(three, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[bytes] = []
-    monkeypatch.setattr(distributed_module, "_send", sent.append)
-    monkeypatch.setattr(distributed_module, "_received", lambda: sent.pop(0))
+    monkeypatch.setattr(processes, "_send", sent.append)
+    monkeypatch.setattr(processes, "_received", lambda: sent.pop(0))
 
     def refuse() -> Path:
         raise RunError("two exists already")
@@ -376,8 +373,8 @@ def test_the_others_get_the_state_and_write_elsewhere(
     three, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     sent: list[bytes] = []
-    monkeypatch.setattr(distributed_module, "_send", sent.append)
-    monkeypatch.setattr(distributed_module, "_received", lambda: sent.pop(0))
+    monkeypatch.setattr(processes, "_send", sent.append)
+    monkeypatch.setattr(processes, "_received", lambda: sent.pop(0))
     (tmp_path / "points" / "0").mkdir(parents=True)
     state = {"pareto.json": "[]", "checkpoint.pt": "c", "checkpoint.earlier.pt": "e", "points/0/m": "\0"}
     for name, text in {**state, "metrics.jsonl": "{}"}.items():

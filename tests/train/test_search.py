@@ -267,6 +267,22 @@ def test_a_finished_search_resumes_to_its_report(tmp_path):
     assert {**before, **NO_TIMES} == {**after, **NO_TIMES}
 
 
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("switches.json", r"switches\.json is damaged or incomplete"),
+        ("genotype.json", "expected a genotype as JSON"),
+    ],
+)
+def test_a_damaged_result_of_a_search_is_named(tmp_path, file, says):
+    folder = run_recipe(recipe(export__onnx=False, retrain__epochs=0), out=tmp_path / "run", quiet=True)
+    for name in ("report.json", "cell-cell.svg"):
+        (folder / name).unlink()
+    (folder / file).write_text("nonsense")
+    with pytest.raises(SparseBayesError, match=says):
+        run_recipe(recipe(export__onnx=False, retrain__epochs=0), resume=folder, quiet=True)
+
+
 def test_inherited_weights_start_where_the_supernet_ended(tmp_path):
     changes = {
         "retrain__inherit": True,
