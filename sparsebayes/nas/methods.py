@@ -8,8 +8,8 @@ posterior is another class here; nothing in the supernet, the loop or the decisi
                Algorithms 1 and 2, eqs. 6, 8, 16-21; switches are trained next to the weights under the reweighted
                group lasso
     magnitude  baseline: the same training without a penalty; the largest switches stay
-    darts      baseline: Liu, Simonyan and Yang, "DARTS", ICLR 2019, first order: a softmax over the operations of
-               an edge, learned on images of its own
+    darts      baseline: Liu, Simonyan and Yang, "DARTS", ICLR 2019: a softmax over the operations of an edge,
+               learned on images of its own
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ class MagnitudeSearch(Method):
 
 @final
 class DartsSearch(Method):
-    """Baseline: a softmax over the operations of every edge, learned on held-back training images (first order)."""
+    """Baseline: a softmax over the operations of every edge, learned on held-back training images."""
 
     bilevel = True
     removes = False

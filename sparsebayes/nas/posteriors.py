@@ -2,7 +2,7 @@
 
     natural_gradient      BaLeNAS (Zhang et al., CVPR 2022, arXiv 2111.13204): a Gaussian over architecture logits; each
                           step draws logits, mixes the operations of an edge by their softmax, and learns from the
-                          gradient there, on images that the weights do not see (first order). The mean's largest
+                          gradient there, on images that the weights do not see. The mean's largest
                           logit decides, or the best of several draws by a score of the caller's (training-free proxies)
     variational_dropout   PGNAS (Zhou et al., AAAI 2020, arXiv 1906.09557): a drop probability per group; each step
                           draws a relaxed mask for every switch, weights and probabilities learn from the same images.

@@ -24,16 +24,15 @@ from pydantic import (
 
 from sparsebayes.recipe.base import Epochs, Rate
 from sparsebayes.recipe.base import Section as _Section
+from sparsebayes.recipe.curvature import CurvatureSection
 from sparsebayes.recipe.names import (
     DATA_NAMES,
     FOLDER,
     MODEL_NAMES,
-    MOST_IMAGES,
     RULE_NAMES,
     RUN_NAME,
     check_data_name,
     check_model_name,
-    check_num_images,
     check_rule,
     check_strength,
     list_rules,
@@ -76,11 +75,6 @@ Strength: TypeAlias = Annotated[
     Union[float, str],  # noqa: UP007 - pydantic evaluates this at run time, and Python 3.10 must manage
     PlainValidator(check_strength),
     WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0}]}),
-]
-NumImages: TypeAlias = Annotated[
-    Union[int, Literal["auto"]],  # noqa: UP007 - as above
-    PlainValidator(check_num_images),
-    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": MOST_IMAGES}]}),
 ]
 Patterns: TypeAlias = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 Folder: TypeAlias = Annotated[str, Field(pattern=FOLDER)]
@@ -150,45 +144,6 @@ class PriorSection(_Section):
         description="What multiplies a group's strength: nothing, or what it costs against the mean group; budget: in "
         "the unit of the limit that the network exceeds most.",
     )
-
-
-class CurvatureSection(_Section):
-    """How the curvature of the loss in each switch is estimated."""
-
-    estimator: Literal["monte_carlo", "exact"] = Field(
-        default="monte_carlo", description="Random probes of the Gauss-Newton matrix, or all its columns."
-    )
-    factor: Literal["stick", "sampled_label", "rademacher"] = Field(
-        default="stick", description="Random square root of the loss's curvature (monte_carlo only)."
-    )
-    num_images: NumImages = Field(
-        default=2048,
-        description="Training images of one estimate; auto: as many as tolerance takes (task: compress, with "
-        "prior.joint false).",
-    )
-    tolerance: float = Field(
-        default=0.05,
-        gt=0,
-        le=1,
-        description="Relative standard error of the curvature at which num_images: auto stops.",
-    )
-    importance: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="Share of those images that get a backward pass, mostly those that the network is least sure of; "
-        "unbiased (task: compress, with prior.joint false).",
-    )
-    draws: int = Field(
-        default=1, ge=1, le=1000, description="Random probes of each image (monte_carlo only)."
-    )
-
-    @property
-    def likely_images(self) -> int:
-        """Images of one estimate; with `auto`, which nobody knows beforehand, the default number."""
-        if isinstance(self.num_images, int):
-            return self.num_images
-        return int(type(self).model_fields["num_images"].default)
 
 
 class Pretrain(_Section):

@@ -19,6 +19,7 @@ from sparsebayes.recipe.posteriors import (
     LogitGaussianSection,
     OperationDropoutSection,
 )
+from sparsebayes.recipe.retraining import Depth, RetrainSection, Width
 from sparsebayes.recipe.schema import (
     BatchSize,
     CurvatureSection,
@@ -50,9 +51,6 @@ SPACE_NAMES = (
 )
 # Repeated because that table imports torch; tests/recipe/test_search_schema.py holds the two together.
 
-Width: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
-Depth: TypeAlias = Annotated[int, Field(ge=1, le=100)]
-
 
 def _space(value: Any) -> Any:
     """Accept the name of a shipped space, of user code, or a section; the latter are checked when the run begins."""
@@ -81,7 +79,7 @@ class SearchSection(Section):
     )
     baseline: Literal["none", "darts", "magnitude", "random"] = Field(
         default="none",
-        description="What chooses instead of the posterior: softmax over operations (DARTS, first order), the size of "
+        description="What chooses instead of the posterior: softmax over operations (DARTS), the size of "
         "the switches, or random cells trained for the multiply-accumulates that the posterior's search would take.",
     )
     width: Width = Field(default=16, description="Channels of a node in the supernet's first stage.")
@@ -155,6 +153,12 @@ class SearchSection(Section):
         le=10_000_000,
         description="Plain images that batch norm is estimated anew on before curvature is measured; 0: as trained.",
     )
+    second_order: bool = Field(
+        default=False,
+        description="Judge an architecture by weights that have followed it for one step (DARTS, section 2.3), where "
+        "it learns from images of its own: posterior: natural_gradient and baseline: darts. Each of its steps then "
+        "takes four passes instead of one.",
+    )
     one_op_per_edge: bool | None = Field(
         default=None, description="Keep only the best operation of an edge; null: as the space says."
     )
@@ -173,53 +177,6 @@ class SearchSection(Section):
         by lambda_w: the loss of the whole data set then counts 1/T-fold with T = lambda_w N.
         """
         return self.strength if self.paper_lambda is None else self.paper_lambda * num_images
-
-
-class RetrainSection(Section):
-    """The network that is built from the genotype, and how it is trained."""
-
-    width: Width | None = Field(
-        default=None, description="Channels in the first stage; null: those of the search."
-    )
-    depth: Depth | None = Field(default=None, description="Cells of a stage; null: those of the search.")
-    inherit: bool = Field(
-        default=False, description="Start from the supernet's weights; at its width and depth only."
-    )
-    epochs: Epochs = Field(default=10, description="Passes over the training images.")
-    lr: Rate = Field(default=0.05, description="Learning rate at the start.")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum.")
-    weight_decay: float = Field(default=3e-4, ge=0, le=10, description="Weight decay.")
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of a label spread over all classes."
-    )
-    grad_clip: float | None = Field(
-        default=5.0, gt=0, le=1e6, description="Largest norm of a gradient; null: any."
-    )
-    augment: Literal["none", "shift", "shift1", "affine", "crop_flip", "crop_flip_cutout"] | None = Field(
-        default=None, description="Random change of each training image; null: data.augment."
-    )
-    drop_path: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Probability of dropping an operation's result, reached at the end.",
-    )
-    auxiliary: float = Field(
-        default=0.0,
-        ge=0,
-        le=10,
-        description="Weight of a second classifier's loss at two thirds of the depth.",
-    )
-
-    def settings(self) -> TrainSection:
-        """The same in the form that training takes."""
-        return TrainSection(
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            lr=self.lr,
-            label_smoothing=self.label_smoothing,
-            grad_clip=self.grad_clip,
-        )
 
 
 class CompressSection(Section):
@@ -300,6 +257,13 @@ class SearchRecipe(Section):
         return "proxies" if by_proxies else "heldout"
 
     @property
+    def is_bilevel(self) -> bool:
+        """Whether switches learn from images that the weights do not see; for `random`, whether the posterior's do."""
+        if self.search.baseline in ("none", "random"):
+            return self.posterior == "natural_gradient"
+        return self.search.baseline == "darts"
+
+    @property
     def network_size(self) -> tuple[int, int]:
         """Width and depth of the network that is built of what was found."""
         return self.retrain.width or self.search.width, self.retrain.depth or self.search.depth
@@ -314,6 +278,16 @@ class SearchRecipe(Section):
         if section.joint and section.rule != "evidence":
             raise RecipeError(
                 f"search.joint judges operations by evidence, but search.rule is {section.rule}; leave out one of them"
+            )
+        if section.second_order and not self.is_bilevel:
+            came = (
+                f"posterior is {self.posterior}"
+                if section.baseline == "none"
+                else f"baseline is {section.baseline}"
+            )
+            raise RecipeError(
+                "search.second_order is for switches that learn from images of their own (posterior natural_gradient, "
+                f"baseline darts), but {came}; set it to false"
             )
         if section.paper_lambda is not None and section.strength != 1.0:
             raise RecipeError(

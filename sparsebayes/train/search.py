@@ -37,6 +37,7 @@ from sparsebayes.train.progress import Reporter
 from sparsebayes.train.schedule import one_cycle
 from sparsebayes.train.search_methods import make_method, weight_groups
 from sparsebayes.train.search_removal import alive_groups, weakest_groups
+from sparsebayes.train.second_order import architecture_gradient
 from sparsebayes.train.seeding import derive_seed
 from sparsebayes.train.stopwatch import Stopwatch
 
@@ -166,7 +167,7 @@ class Searcher:
                 _set_rate(self._weights, section.lr * factor)
                 self._set_decay()
                 if learns and self.method.bilevel:
-                    self._step_switches(generator)
+                    self._step_switches(images, labels, generator)
                 losses.append(self._step(images, labels, generator, learns, section.switch_lr * factor))
                 step += 1
         loss = float(torch.stack(losses).mean())
@@ -228,17 +229,33 @@ class Searcher:
         if self._switches is not None:
             self._switches.zero_grad(set_to_none=True)
 
-    def _step_switches(self, generator: Generator) -> None:
-        """One step of the method's parameters, on images that the weights do not learn from."""
+    def _step_switches(self, train_images: Tensor, train_labels: Tensor, generator: Generator) -> None:
+        """One step of the method's parameters, on images that the weights do not learn from.
+
+        Args:
+            train_images: what the weights learn from next; the second order alone looks at them.
+            train_labels: of these.
+            generator: of the method's samples.
+        """
         batch = next(self._own, None)
         if batch is None:
             self._own = iter(self.loaders.switches)
             batch = next(self._own)
         images, labels = batch
         values = self._values(generator, len(images), learns=True)
-        loss = functional.cross_entropy(self.supernet(images, values), labels)
         self._zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        if self.recipe.search.second_order:
+            values.backward(  # type: ignore[no-untyped-call]
+                architecture_gradient(
+                    self.supernet,
+                    self._weights,
+                    values,
+                    lambda at: functional.cross_entropy(self.supernet(train_images, at), train_labels),
+                    lambda at: functional.cross_entropy(self.supernet(images, at), labels),
+                )
+            )
+        else:
+            functional.cross_entropy(self.supernet(images, values), labels).backward()  # type: ignore[no-untyped-call]
         self._learn(values, None, len(images))
 
     def _update(self, cycle: int) -> None:

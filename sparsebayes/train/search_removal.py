@@ -71,8 +71,9 @@ def search_macs(recipe: SearchRecipe, supernet: Supernet, num_steps: int, exampl
     supernet = copy.deepcopy(supernet)
     macs = cost(supernet, example).macs
     total = float(section.warmup_epochs * num_steps * macs)
-    # Switches with images of their own take a step beside every step of the weights.
-    steps = section.epochs * num_steps * (2 if method.bilevel else 1)
+    # Switches with images of their own take a step beside every step of the weights: one pass, or four.
+    own = (4 if section.second_order else 1) if method.bilevel else 0
+    steps = section.epochs * num_steps * (1 + own)
     batch = section.batch_size or recipe.data.batch_size
     measured = recipe.curvature.likely_images / batch if recipe.posterior == "laplace" else 0.0
     generator = Generator().manual_seed(derive_seed(recipe.seed, "random", "removal"))

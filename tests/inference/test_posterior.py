@@ -15,6 +15,8 @@ from sparsebayes.groups import Grouping, make_grouping
 from sparsebayes.groups.grouping import Labels
 from sparsebayes.groups.hierarchy import Hierarchy
 from sparsebayes.inference import Laplace, NaturalGradient, Posterior, VariationalDropout
+from sparsebayes.prune.selection import Selection, select
+from sparsebayes.recipe.names import RULE_NAMES
 
 DOUBLE = torch.float64
 Maker = Callable[..., Posterior]
@@ -44,7 +46,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, 3, 3)
+        self.conv = nn.Conv2d(4, 3, 3)
         self.hidden = nn.Linear(12, 4)
         self.out = nn.Linear(4, 2)
         self.edges = nn.Parameter(torch.ones(4))
@@ -54,11 +56,31 @@ class Net(nn.Module):
         return self.out(torch.relu(self.hidden(x)) * self.edges)
 
 
+class Branched(nn.Module):
+    """Two residual branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(64, 6)
+        self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.leave = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.enter(torch.flatten(x, 1)))
+        x = x + torch.relu(self.one(x))
+        return self.leave(x + torch.relu(self.two(x)))
+
+
 def grouping(name: str) -> Grouping:
     if name == "switches":
         labels = Labels("edges", (4,), torch.arange(4))
         return Grouping("switches", (labels,), ("edges",), torch.zeros(4, dtype=torch.int64))
-    return make_grouping(Net(), name, example=torch.zeros(2, 1, 4, 4))
+    model = Branched() if name == "branches" else Net()
+    return make_grouping(model, name, example=torch.zeros(2, 4, 4, 4))
+
+
+RULE_OF = {"blocks": "blocks:2x2"}
+EVERY_RULE = [RULE_OF.get(name, name) for name in (*RULE_NAMES, "2:4", "units+features", "switches")]
 
 
 def step(posterior: Posterior, needed: Tensor, generator: torch.Generator) -> None:
@@ -81,7 +103,18 @@ def train(posterior: Posterior, groups: Grouping, generator: torch.Generator, st
         step(posterior, needed, generator)
 
 
-@pytest.mark.parametrize("rule", ["weights", "filters", "units", "switches"])
+def test_three_final_classes_keep_the_contract() -> None:
+    classes = Posterior.__subclasses__()
+    assert {one.__name__ for one in classes} == {"Laplace", "VariationalDropout", "NaturalGradient"}
+    assert {type(make(2)) for make in MAKERS} == set(classes)
+    for one in classes:
+        assert getattr(one, "__final__", False) and not one.__subclasses__()
+        assert not one.__abstractmethods__
+    with pytest.raises(TypeError, match="abstract"):
+        Posterior(2)
+
+
+@pytest.mark.parametrize("rule", EVERY_RULE)
 @pytest.mark.parametrize("make", MAKERS)
 def test_the_contract(make: Maker, rule: str) -> None:
     groups = grouping(rule)
@@ -108,11 +141,25 @@ def test_the_contract(make: Maker, rule: str) -> None:
         assert float(values[: size // 2].min()) > float(values[size // 2 :].max())
     assert torch.equal(posterior.keep(), posterior.survives() > 3.0)
     assert posterior.draw(generator).dtype == torch.bool
-    draws = torch.stack([posterior.sample(generator) for _ in range(400)])
+    draws = torch.stack([posterior.sample(generator) for _ in range(1600)])
     torch.testing.assert_close(draws.mean(0), posterior.mean, rtol=0, atol=0.15)
     # The decision masks parameters of the grouping.
     masks = groups.masks(posterior.keep())
     assert {name: mask.shape for name, mask in masks.items()} == groups.parameters
+
+
+@pytest.mark.parametrize("rule", ["weights", "units", "branches", "switches"])
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_selection_is_the_decision_within_its_bounds(make: Maker, rule: str) -> None:
+    groups = grouping(rule)
+    posterior = make(groups.num_groups, strength=3.0)
+    train(posterior, groups, torch.Generator().manual_seed(1))
+    keep, survives = posterior.keep(), posterior.survives()
+    free = select(groups, survives, threshold=posterior.strength, max_removal=1.0, min_keep=0)
+    assert torch.equal(free.on, keep) and not bool(keep.all())
+    bounded = select(groups, survives, threshold=posterior.strength, max_removal=0.25, min_keep=1)
+    assert bool(bounded.on[keep].all()) and int(bounded.on.sum()) > int(keep.sum())
+    assert Selection.from_json(bounded.to_json()).on.tolist() == bounded.on.tolist()
 
 
 @pytest.mark.parametrize("rule", ["filters", "switches"])
@@ -146,6 +193,16 @@ def test_measurements_of_a_cuda_device_give_the_same_numbers(make: Maker) -> Non
     here.update_(z, 0.1 * z)
     there.update_(z.cuda(), (0.1 * z).cuda())
     assert torch.equal(here.survives(), there.survives())
+
+
+@pytest.mark.gpu
+def test_a_curvature_of_a_cuda_device_gives_the_same_numbers() -> None:
+    here, there = laplace(4), laplace(4)
+    curvature = torch.tensor([0.5, 2.0, 30.0, 0.0], dtype=DOUBLE)
+    here.update_(torch.ones(4, dtype=DOUBLE), curvature)
+    there.update_(torch.ones(4, dtype=DOUBLE).cuda(), curvature.cuda())
+    assert torch.equal(here.survives(), there.survives())
+    assert torch.equal(here.penalty, there.penalty)
 
 
 @pytest.mark.parametrize("make", MAKERS[1:])

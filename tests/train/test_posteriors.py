@@ -237,6 +237,9 @@ def test_relative_length_scales_weigh_all_layers_alike() -> None:
         (["variational_dropout.initial=0"], RecipeError, "variational_dropout.initial"),
         (["variational_dropout.initial=1"], RecipeError, "variational_dropout.initial"),
         (["natural_gradient.prior_precision=0"], RecipeError, "natural_gradient.prior_precision"),
+        (["natural_gradient.prior_precision=-1"], RecipeError, "natural_gradient.prior_precision"),
+        (["natural_gradient.initial_precision=0"], RecipeError, "natural_gradient.initial_precision"),
+        (["sampling.count=-3"], RecipeError, "sampling.count"),
     ],
 )
 def test_bad_input_is_one_sentence(changes: list[str], error: type[Exception], text: str) -> None:

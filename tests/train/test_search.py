@@ -18,6 +18,7 @@ from sparsebayes.cost import cost
 from sparsebayes.data import Loader
 from sparsebayes.errors import DataError, RecipeError, RunError, SparseBayesError, Terminated
 from sparsebayes.nas import Genotype, Supernet
+from sparsebayes.nas.posteriors import METHODS
 from sparsebayes.recipe import SearchRecipe, dump_recipe, parse_recipe
 from sparsebayes.train import search as search_module
 from sparsebayes.train import search_run
@@ -25,6 +26,7 @@ from sparsebayes.train.export import export_point
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.run import run_recipe
 from sparsebayes.train.search import Searcher
+from sparsebayes.train.search_methods import method_name
 from sparsebayes.train.search_removal import search_macs
 from sparsebayes.train.search_setup import set_up
 
@@ -141,16 +143,18 @@ def test_the_operation_that_the_data_need_is_found_by_every_seed(tmp_path):
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("baseline", "posterior"),
+    ("baseline", "posterior", "second_order"),
     [
-        ("none", "laplace"),
-        ("darts", "laplace"),
-        ("none", "natural_gradient"),
-        ("none", "variational_dropout"),
+        ("none", "laplace", False),
+        ("darts", "laplace", False),
+        ("darts", "laplace", True),
+        ("none", "natural_gradient", False),
+        ("none", "natural_gradient", True),
+        ("none", "variational_dropout", False),
     ],
 )
 def test_an_interrupted_search_goes_on_to_the_same_numbers(
-    tmp_path, monkeypatch, stop_at, baseline, posterior
+    tmp_path, monkeypatch, stop_at, baseline, posterior, second_order
 ):
     changes = {
         "posterior": posterior,
@@ -159,6 +163,7 @@ def test_an_interrupted_search_goes_on_to_the_same_numbers(
         "search__epochs": 1,
         "search__warmup_epochs": 1,
         "search__removal": 0.0 if baseline == "darts" else 0.4,
+        "search__second_order": second_order,
         "export__onnx": False,
     }
     whole = run_recipe(recipe(**changes), out=tmp_path / "whole", quiet=True)
@@ -443,6 +448,9 @@ def test_random_search_gets_what_a_search_that_shrinks_computes():
     # Without curvature and removal, but with a step of the logits beside each of the weights.
     natural = set_up(recipe(**changes, search__removal=0.4, posterior="natural_gradient")).recipe
     assert search_macs(natural, supernet, 10, example) == 10 * whole + 2 * 20 * whole
+    # Four passes for each of the logits' steps.
+    second = set_up(recipe(**changes, search__second_order=True, posterior="natural_gradient")).recipe
+    assert search_macs(second, supernet, 10, example) == 10 * whole + 2 * 50 * whole
 
 
 def test_a_learned_posterior_is_told_how_many_images_a_gradient_averages(tmp_path, monkeypatch):
@@ -464,6 +472,40 @@ def test_a_learned_posterior_is_told_how_many_images_a_gradient_averages(tmp_pat
         searcher.run()
         assert set(seen) == {20}
         assert set(shapes) == {2 if posterior == "variational_dropout" else 1}
+
+
+@pytest.mark.parametrize("save_memory", [False, True])
+@pytest.mark.parametrize("changes", [{"search__baseline": "darts"}, {"posterior": "natural_gradient"}])
+def test_a_step_of_second_order_moves_the_architecture_alone(tmp_path, changes, save_memory):
+    first, second = (
+        searcher_of(
+            recipe(**changes, search__second_order=second, search__save_memory=save_memory),
+            tmp_path / f"{second}",
+        )
+        for second in (False, True)
+    )
+    for searcher in (first, second):
+        searcher.supernet.train()
+        images, labels = next(iter(searcher.loaders.train))
+        generator = torch.Generator().manual_seed(0)
+        before = {name: value.clone() for name, value in searcher.supernet.state_dict().items()}
+        for _ in range(2):  # the first step of an adaptive rate has one size whatever the gradient
+            searcher._step_switches(images, labels, generator)
+        after = searcher.supernet.state_dict()
+        moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+        if searcher is first:
+            assert moved and all("running" in name or "tracked" in name for name in moved)
+        else:
+            assert not moved
+            assert all(parameter.grad is None for parameter in searcher.supernet.network.parameters())
+    assert not torch.equal(first.method.scores(), second.method.scores())
+
+
+def test_what_may_take_the_second_order_are_the_methods_with_images_of_their_own():
+    for posterior in ("laplace", "natural_gradient", "variational_dropout"):
+        for baseline in ("none", "darts", "magnitude", "random"):
+            asked = recipe(posterior=posterior, search__baseline=baseline)
+            assert asked.is_bilevel == METHODS[method_name(asked)].bilevel
 
 
 @pytest.mark.parametrize("baseline", ["darts", "magnitude", "random"])
@@ -557,6 +599,15 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, changes, error,
             "cells of one operation per edge, but search.one_op_per_edge is false",
         ),
         ({"search__joint": True, "search__rule": "entropy"}, "but search.rule is entropy"),
+        (
+            {"search__second_order": True},
+            "for switches that learn from images of their own .*, but posterior is laplace; set it to false",
+        ),
+        ({"search__second_order": True, "posterior": "variational_dropout"}, "but posterior is variational"),
+        (
+            {"search__second_order": True, "search__baseline": "magnitude", "posterior": "natural_gradient"},
+            "but baseline is magnitude",
+        ),
         (
             {"search__paper_lambda": 0.1, "search__strength": 2.0},
             "replaces search.strength, but both are set",
