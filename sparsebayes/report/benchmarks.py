@@ -271,10 +271,16 @@ def _refuse_repeats(rows: Sequence[Row], path: Path) -> None:
         seen.add(key)
 
 
+TINY = 1e-3
+"""Numbers below are written as a power of ten: rounding errors, mostly."""
+
+
 def _number(value: float, spread: float) -> str:
-    """A number with as many decimals as give `spread` two digits (three to a figure without a spread)."""
+    """A number with as many decimals as give `spread` two digits; tiny ones as a power of ten."""
     if spread == 0:
         return f"{value:,.0f}"
+    if 0 < abs(value) < TINY:
+        return f"{value:.1e}"
     decimals = max(0, 1 - math.floor(math.log10(abs(spread))))
     return f"{value:,.{min(decimals, 12)}f}"
 
