@@ -110,6 +110,8 @@ def _search_loaders(
         train, own = split(train, holdout=len(train) // 2, seed=derive_seed(recipe.seed, "search", "halves"))
     batch = section.batch_size or recipe.data.batch_size
     check_batch(batch, len(train))
+    if recipe.retrain.epochs > 0:  # which takes data.batch_size, whatever the search takes
+        check_batch(min(batch, recipe.data.batch_size), len(train))
 
     def loader(images: Images, size: int, augment: str) -> Loader:
         return Loader(

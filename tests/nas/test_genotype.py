@@ -68,8 +68,9 @@ def text(**changes: object) -> str:
     ],
 )
 def test_what_is_no_genotype_of_the_space_is_refused(content, says):
-    with pytest.raises(RecipeError, match=says):
+    with pytest.raises(RecipeError, match=says) as caught:
         Genotype.from_json(content)
+    assert "\n" not in str(caught.value)
 
 
 def test_proxyless_cells_carry_their_number():

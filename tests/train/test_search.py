@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -532,8 +533,24 @@ def test_auxiliary_classifier_and_dropped_paths_leave_an_ordinary_network(tmp_pa
 
 def test_a_strength_beyond_all_evidence_keeps_a_path_and_says_what_to_do(tmp_path, capsys):
     folder = run_recipe(recipe(search__strength=1e9, export__onnx=False), out=tmp_path / "run")
-    assert "nothing of cell cell was worth the strength" in capsys.readouterr().out
+    said = [line for line in capsys.readouterr().out.splitlines() if "nothing of cell cell" in line]
+    assert len(said) == 1
+    assert "its best path stays; lower search.strength to keep more" in said[0]
     assert Genotype.from_json((folder / "genotype.json").read_text()).num_ops == 1
+
+
+def test_a_table_without_the_cell_is_named_and_the_network_that_was_found_stays(tmp_path):
+    table = tmp_path / "table.csv.gz"
+    table.write_bytes(gzip.compress(b"arch,accuracy\n|none~0|+|none~0|none~1|+|none~0|none~1|none~2|,10\n"))
+    searched = recipe(search__space="nas_bench_201", search__epochs=1, table=str(table), export__onnx=False)
+    with pytest.raises(
+        DataError, match=r"the table of 1 cells has no cell .*; use the whole table"
+    ) as caught:
+        run_recipe(searched, out=tmp_path / "run", quiet=True)
+    assert "\n" not in str(caught.value)
+    genotype = Genotype.from_json((tmp_path / "run" / "genotype.json").read_text())
+    assert genotype.space == "nas_bench_201"
+    assert sparsebayes.load(tmp_path / "run")(torch.zeros(1, 1, 12, 12)).shape == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -545,6 +562,7 @@ def test_a_strength_beyond_all_evidence_keeps_a_path_and_says_what_to_do(tmp_pat
             DataError,
             "batches of at least 2 images, as every operation ends in a batch norm",
         ),
+        ({"search__batch_size": 20, "data__batch_size": 1}, DataError, "batches of at least 2 images"),
         ({"search__num_images": 5000}, DataError, "search.num_images is 5000, but only 200 images are left"),
         ({"table": "embedded"}, RecipeError, "is for the space nas_bench_201, not 'tiny'"),
         ({"retrain__inherit": True, "retrain__width": 9}, RecipeError, "must be those of the search"),
