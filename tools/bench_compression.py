@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--keep", type=Path, help="keep the run folders here")
     parser.add_argument("overrides", nargs="*", help="recipe overrides, key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     run(
         TASKS[arguments.task],
         list(range(arguments.seeds)),
