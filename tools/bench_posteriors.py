@@ -2,18 +2,23 @@
 
     python tools/bench_posteriors.py posteriors-embedded --seeds 3 --threads 1
     python tools/bench_posteriors.py posteriors-lenet5-mnist --seeds 3      # hours
+    python tools/bench_posteriors.py posteriors-equal-error --seeds 3 --threads 1
     python tools/bench_posteriors.py guided-sampling --seeds 5 --threads 1
 
-The first two run recipes that differ in the posterior alone, at one budget. The third learns drop probabilities of a
-LeNet-300-100 (PGNAS), draws sub-networks from them, and judges each on held-out images with the weights it has, without
-any fine-tuning; beside them random sub-networks of the same widths, and those drawn uniformly. Results are
-written after every seed. Render the page afterwards: python tools/render_benchmarks.py
+The first two run recipes that differ in the posterior alone, at one budget. The third runs them without a budget, each
+down to a network that is clearly worse, and takes from each run the smallest network whose held-out error is within
+half a percentage point of the dense one's. The last learns drop probabilities of a LeNet-300-100 (PGNAS), draws
+sub-networks from them, and judges each on held-out images with the weights it has, without any fine-tuning; beside them
+random sub-networks of the same widths, and those drawn uniformly. Results are written after every seed. Render the page
+afterwards: python tools/render_benchmarks.py
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +28,7 @@ from bench_files import add_out, write
 from torch import Tensor
 
 from sparsebayes.data import Loader, load
+from sparsebayes.export.saved import load_model
 from sparsebayes.inference import VariationalDropout
 from sparsebayes.inference.sampling import (
     best_of,
@@ -36,9 +42,11 @@ from sparsebayes.recipe import Recipe, load_recipe
 from sparsebayes.report.benchmarks import Row
 from sparsebayes.train.evaluation import Evaluation, evaluate
 from sparsebayes.train.fit import Phase, fit_
+from sparsebayes.train.front import Point, read_front
 from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.posteriors import phase_and_settings
 from sparsebayes.train.removal import dense_groups
+from sparsebayes.train.run import run_recipe
 from sparsebayes.train.setup import make_builder, make_loaders
 from sparsebayes.train.switched import Switched, make_posterior
 
@@ -81,6 +89,23 @@ TASKS = {
         ),
     )
 }
+
+EQUAL_ERROR = "posteriors-equal-error"
+MARGIN = 0.005
+EQUAL_ERROR_OVERRIDES = (
+    "prior.strength=auto",
+    # Every network of a run is trained alike: none is fine-tuned beyond its cycle.
+    "train.finetune.epochs=0",
+    "train.cycles={count: 20, epochs: 2, max_epochs: 6, shrink: 0.3}",
+    "export.onnx=false",
+    "evaluate.latency=false",
+)
+EQUAL_ERROR_NOTES = (
+    "From each run the smallest network whose held-out error (1,000 images) is at most 0.5 percentage points above "
+    "that of the dense network, which all methods of a seed share. Its test error is read once, and no other decided.",
+    "Networks as their cycle leaves them, two to six passes after each removal of three tenths; no last fine-tuning.",
+    EQUAL,
+)
 
 SAMPLING = "guided-sampling"
 SAMPLING_OVERRIDES = (
@@ -190,6 +215,73 @@ def sampling_figures(seed: int, num_samples: int, overrides: list[str]) -> Itera
             yield from sampled("guided by constant L2, same widths", switched, fitted, loaders.heldout, test)
 
 
+def smallest_within(points: Sequence[Point], margin: float) -> Point:
+    """The smallest network whose held-out error is at most so much above the dense one's, which is the first."""
+    limit = points[0].heldout_error + margin + 1e-9  # errors are multiples of one image
+    return min((p for p in points if p.heldout_error <= limit), key=lambda p: (p.params, p.heldout_error))
+
+
+def equal_error_figures(
+    method: str, seed: int, overrides: list[str], threads: int, folder: Path
+) -> Iterator[tuple[str, float]]:
+    """Run one method and look at the network that is taken from it: (metric, value)."""
+    changes = [*METHODS[method], *EQUAL_ERROR_OVERRIDES, f"seed={seed}", f"threads={threads}", *overrides]
+    recipe = load_recipe("quickstart", overrides=changes)
+    assert isinstance(recipe, Recipe)
+    start = time.perf_counter()
+    run_recipe(recipe, out=folder, quiet=True, overwrite=True)
+    seconds = time.perf_counter() - start
+    points = read_front(folder / "pareto.json")
+    taken = smallest_within(points, MARGIN)
+    dataset = load(recipe.data.name, root=recipe.data.root)
+    _, test = make_loaders(recipe, dataset, torch.device("cpu"))
+    yield "test_error_percent", 100 * evaluate(load_model(folder / "points" / str(taken.point)), test).error
+    yield "heldout_error_percent", 100 * taken.heldout_error
+    yield "dense_heldout_error_percent", 100 * points[0].heldout_error
+    yield "params", taken.params
+    yield "params_ratio", points[0].params / taken.params
+    yield "macs_ratio", points[0].macs / taken.macs
+    yield "wall_seconds", seconds
+
+
+def run_equal_error(
+    seeds: list[int], overrides: list[str], threads: int, out: Path, keep: Path | None
+) -> None:
+    """Measure and write after every run."""
+    options = ["--seeds", str(len(seeds)), "--threads", str(threads)]
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    for seed in seeds:
+        for method in METHODS:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = (keep or Path(scratch)) / f"{EQUAL_ERROR}-{method.replace(' ', '-')}-{seed}"
+                found = dict(equal_error_figures(method, seed, overrides, threads, folder))
+            for metric, value in found.items():
+                values.setdefault((method, metric), {})[seed] = value
+            print(f"seed {seed} {method}: {found}", flush=True)
+            if (
+                len({by_seed[seed] for (_, metric), by_seed in values.items() if metric.startswith("dense")})
+                > 1
+            ):
+                raise RuntimeError(f"the methods of seed {seed} began with different dense networks")
+            write(
+                out,
+                EQUAL_ERROR,
+                title="Three posteriors at equal error, LeNet-5-Caffe on the embedded MNIST sample",
+                notes=EQUAL_ERROR_NOTES,
+                rows=rows_of(EQUAL_ERROR, values),
+                command=[PROGRAM, EQUAL_ERROR, *options, *overrides],
+                threads=threads,
+            )
+
+
+def rows_of(name: str, values: dict[tuple[str, str], dict[int, float]]) -> list[Row]:
+    """Rows of what is known so far."""
+    return [
+        Row(name, method, metric, tuple(by_seed.values()), tuple(by_seed))
+        for (method, metric), by_seed in values.items()
+    ]
+
+
 def run_sampling(seeds: list[int], num_samples: int, overrides: list[str], threads: int, out: Path) -> None:
     """Measure and write after every seed."""
     torch.set_num_threads(threads)
@@ -203,11 +295,8 @@ def run_sampling(seeds: list[int], num_samples: int, overrides: list[str], threa
             out,
             SAMPLING,
             title="Guided against random sampling of sub-networks",
-            notes=list(NOTES),
-            rows=[
-                Row(SAMPLING, name, metric, tuple(by_seed.values()), tuple(by_seed))
-                for (name, metric), by_seed in values.items()
-            ],
+            notes=NOTES,
+            rows=rows_of(SAMPLING, values),
             command=[PROGRAM, SAMPLING, *options, *overrides],
             threads=threads,
         )
@@ -218,7 +307,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=[SAMPLING, *sorted(TASKS)])
+    parser.add_argument("task", choices=[EQUAL_ERROR, SAMPLING, *sorted(TASKS)])
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
     parser.add_argument("--samples", type=int, default=500, help="draws (guided-sampling)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -229,6 +318,8 @@ def main() -> None:
     seeds = list(range(arguments.seeds))
     if arguments.task == SAMPLING:
         run_sampling(seeds, arguments.samples, arguments.overrides, arguments.threads, arguments.out)
+    elif arguments.task == EQUAL_ERROR:
+        run_equal_error(seeds, arguments.overrides, arguments.threads, arguments.out, arguments.keep)
     else:
         task = TASKS[arguments.task]
         run_task(
