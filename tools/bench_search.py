@@ -38,17 +38,17 @@ from sparsebayes.train.run import run_recipe
 PROGRAM = "tools/bench_search.py"
 SIZE = ("retrain.width=16", "retrain.depth=5")
 """Of the benchmark's networks: proxies judge what their accuracies speak of."""
+JUDGED = (
+    "sampling.count=50",
+    "sampling.judge=proxies",
+    "sampling.proxies=[posterior, synflow, naswot]",
+    *SIZE,
+)
 METHODS: dict[str, tuple[str, ...]] = {
     "laplace": (),
     # Two operations are left on every edge, so that there is something to choose from.
-    "laplace, 3 passes": (
-        "search.cycles=3",
-        "sampling.count=50",
-        "sampling.judge=proxies",
-        "sampling.proxies=[posterior, synflow, naswot]",
-        *SIZE,
-    ),
-    "laplace, half of the operations passed by": ("search.path_drop=0.5",),
+    "laplace, 3 passes": ("search.cycles=3", *JUDGED),
+    "laplace, 3 passes, half passed by": ("search.cycles=3", "search.path_drop=0.5", *JUDGED),
     "magnitude": ("search.baseline=magnitude",),
     "darts": ("search.baseline=darts",),
     "random": ("search.baseline=random",),
@@ -65,7 +65,11 @@ METHODS: dict[str, tuple[str, ...]] = {
         "sampling.baseline=false",
     ),
 }
-JUDGES = {"natural_gradient": "proxies", "laplace, 3 passes": "evidence and proxies"}
+JUDGES = {
+    "natural_gradient": "proxies",
+    "laplace, 3 passes": "evidence and proxies",
+    "laplace, 3 passes, half passed by": "evidence and proxies",
+}
 """What compares the cells of a method, where it is not held-out loss."""
 ACCURACIES = {
     "CIFAR-10 test (%)": "c10_test_200",
