@@ -8,9 +8,6 @@ so H is the Gauss-Newton matrix of the switches in a relative change of each: z 
 as one row per image, a leaf `[B, T]`: one backward pass gives the rows of all images, without the gradients of weights.
 The general estimator, `sparsebayes.curvature.switch_rows`, takes any network and finds out how its switches reach it;
 its rows `[K, N, E]` are derivatives in the switches themselves, those here `[N, K, G]` relative and summed over groups.
-
-Where images pass operations by at random (`drop`), r_nkg is 0 for the groups that image n passes by, and larger by
-1/sqrt(1 - drop) for the others: H_gg is then the curvature among the images that group g is there for.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sparsebayes.curvature.factors import Starts
 from sparsebayes.errors import DataError, NumericsError
@@ -35,7 +32,6 @@ def relative_rows(
     estimator: str = "monte_carlo",
     factor: str = "stick",
     draws: int = 1,
-    drop: float = 0.0,
     seed: int = 0,
 ) -> Tensor:
     """Compute r in evaluation mode.
@@ -47,8 +43,7 @@ def relative_rows(
         estimator: "monte_carlo" or "exact", as in `sparsebayes.curvature`.
         factor: random factor of the Monte Carlo estimator.
         draws: random starting vectors per image.
-        drop: probability with which an image passes an operation by.
-        seed: of the random factors, and of what images pass by.
+        seed: of the random factors.
 
     Returns:
         Of shape `[N, K, G]`, on the supernet's device.
@@ -58,7 +53,6 @@ def relative_rows(
         NumericsError: derivatives that are not finite.
     """
     starts = Starts("cross_entropy", estimator, factor, draws, seed)
-    generator = Generator().manual_seed(seed ^ 0x5EED)  # not the stream of the starting vectors
     training = supernet.training
     supernet.eval()
     found: list[Tensor] = []
@@ -67,9 +61,7 @@ def relative_rows(
         for images, _ in batches:
             if used >= num_images:
                 break
-            part = images[: num_images - used]
-            passed = supernet.table.passed(len(part), drop, generator) if drop else None
-            found.append(_rows(supernet, part, starts, passed))
+            found.append(_rows(supernet, images[: num_images - used], starts))
             used += len(found[-1])
     finally:
         supernet.train(training)
@@ -80,8 +72,7 @@ def relative_rows(
         raise NumericsError(
             "expected finite derivatives of the switches, got nan or inf; lower search.lr or set search.grad_clip"
         )
-    share = torch.where(supernet.table.is_gate, 1.0, 1.0 - drop)  # of the images that a group is there for
-    return rows / share.sqrt().to(rows)
+    return rows
 
 
 def switch_matrix(rows: Tensor, num_data: int) -> Tensor:
@@ -98,12 +89,10 @@ def switch_matrix(rows: Tensor, num_data: int) -> Tensor:
     return flat.T @ flat * (num_data / len(rows))
 
 
-def _rows(supernet: Supernet, images: Tensor, starts: Starts, passed: Tensor | None) -> Tensor:
+def _rows(supernet: Supernet, images: Tensor, starts: Starts) -> Tensor:
     """Rows of one batch, `[B, K, G]`."""
-    own = supernet.switches.detach().expand(len(images), -1)
-    if passed is not None:
-        own = own * passed.to(own)
-    leaf = own.clone().requires_grad_()
+    own = supernet.switches.detach()
+    leaf = own.expand(len(images), -1).clone().requires_grad_()
     with torch.enable_grad():
         logits = supernet(images, leaf)
         vectors = starts(logits.detach())  # [K, B, C]
@@ -111,4 +100,4 @@ def _rows(supernet: Supernet, images: Tensor, starts: Starts, passed: Tensor | N
             torch.autograd.grad((v * logits).sum(), leaf, retain_graph=k + 1 < len(vectors))[0]
             for k, v in enumerate(vectors)
         ]
-    return supernet.table.sum_groups(torch.stack(passes, 1) * own.unsqueeze(1))
+    return supernet.table.sum_groups(torch.stack(passes, 1) * own)

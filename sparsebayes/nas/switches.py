@@ -113,27 +113,8 @@ class SwitchTable:
         """Number of groups G, gates included."""
         return len(self.groups)
 
-    @property
-    def is_gate(self) -> Tensor:
-        """Groups that are an edge's zero-gate, bool of shape `[G]`."""
-        return torch.tensor([switch.op is None for switch in self.groups])
-
     def __repr__(self) -> str:
         return f"SwitchTable({self.num_switches} switches of {len(self.cells)} cells in {self.num_groups} groups)"
-
-    def passed(self, num_images: int, drop: float, generator: torch.Generator) -> Tensor:
-        """Factors of the switches for images that pass operations by at random, all of a group together.
-
-        Args:
-            num_images: B.
-            drop: probability of passing a group by; gates are never.
-            generator: of the CPU.
-
-        Returns:
-            0 where an image passes by, else 1, of shape `[B, T]` on the CPU.
-        """
-        through = torch.rand(num_images, self.num_groups, generator=generator) >= drop
-        return (through | self.is_gate)[:, self.group].float()
 
     def effective(self, switches: Tensor) -> Tensor:
         """Factor of every operation: its switch times its edge's gate.

@@ -106,14 +106,6 @@ class SearchSection(Section):
         "first, one at least; 0: only what the evidence switches off. The best of an edge stays until the decision. "
         "baseline: darts and posterior: natural_gradient, a softmax over an edge, switch nothing off.",
     )
-    path_drop: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Probability with which an image passes an operation by, in training and where curvature is "
-        "measured: operations learn to do without each other, as they must when others have gone. 0: all at once. For "
-        "posterior laplace and baseline magnitude.",
-    )
     lr: Rate = Field(
         default=0.05, description="Learning rate of the weights at the start; falls to 0 (cosine)."
     )
@@ -337,11 +329,6 @@ class SearchRecipe(Section):
             raise RecipeError(
                 "sampling.judge is heldout, but the supernet of posterior natural_gradient mixes the operations of an "
                 "edge, so that no cell has weights of its own; set it to proxies"
-            )
-        if self.search.path_drop and self._method not in ("posterior laplace", "baseline magnitude"):
-            raise RecipeError(
-                f"search.path_drop passes operations by at random, but {self._method} says itself what an image passes "
-                "through; set it to 0"
             )
         gaussian = self.natural_gradient
         if gaussian.initial_precision < gaussian.prior_precision:

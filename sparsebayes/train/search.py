@@ -207,9 +207,6 @@ class Searcher:
     def _values(self, generator: Generator, num_images: int, *, learns: bool) -> Tensor:
         """The switches of a step; a leaf of the graph where the method learns from its gradient."""
         values = self.method.sample(self.supernet.switches, generator, num_images)
-        drop = self.recipe.search.path_drop
-        if drop:
-            values = values * self.supernet.table.passed(num_images, drop, generator).to(values)
         if learns and self._switches is not None:
             return values
         return values.detach().requires_grad_(learns)
@@ -294,12 +291,11 @@ class Searcher:
             estimator=curvature.estimator,
             factor=curvature.factor,
             draws=curvature.draws,
-            drop=self.recipe.search.path_drop,
             seed=derive_seed(seed, "search", "draws", cycle),
         )
 
     def _is_op(self) -> Tensor:
-        return ~self.supernet.table.is_gate
+        return torch.tensor([switch.op is not None for switch in self.supernet.table.groups])
 
     def _log(self, loss: float, lr: float) -> None:
         values = self.method.mean(self.supernet.switches)

@@ -398,21 +398,6 @@ def test_a_softmax_over_an_edge_never_switches_operations_off(tmp_path, baseline
     assert int(searcher.supernet.alive[:3].sum()) == left
 
 
-def test_images_pass_operations_by_in_training_and_where_curvature_is_measured(tmp_path, monkeypatch):
-    searcher = searcher_of(recipe(search__path_drop=0.5, search__epochs=1), tmp_path / "run")
-    supernet, seen = searcher.supernet, []
-    supernet.register_forward_pre_hook(
-        lambda module, inputs: seen.append((torch.is_grad_enabled(), *inputs[1:]))
-    )
-    searcher.run()
-    rows = [values for learning, values in seen if learning]
-    shares = torch.cat([(values != 0).float() for values in rows]).mean(0)
-    assert bool(((shares[:3] > 0.3) & (shares[:3] < 0.7)).all())
-    assert float(shares[3]) == 1  # the gate
-    # Held-out images pass through everything.
-    assert all(values.ndim == 1 for learning, values in seen if not learning)
-
-
 def test_every_search_begins_its_logits_by_its_own_seed(tmp_path):
     states = [
         searcher_of(recipe(seed=seed, search__baseline="darts"), tmp_path / f"{seed}").method.state_dict()
@@ -570,11 +555,6 @@ def test_a_table_without_the_cell_is_named_and_the_network_that_was_found_stays(
             {"retrain__inherit": True, "search__baseline": "darts"},
             RecipeError,
             "takes switches, which baseline darts does not learn",
-        ),
-        (
-            {"search__path_drop": 0.5, "search__baseline": "darts"},
-            RecipeError,
-            "baseline darts says itself what an image passes through",
         ),
         (
             {"search__space": "chain", "retrain__depth": 3},
