@@ -67,7 +67,7 @@ def test_without_a_place_they_are_published(files: dict[str, Any]) -> None:
     [
         (["cell", "--out", "/mine", "--rounds", "3"], ["cell", "--rounds", "3"]),
         (["--out=/mine", "cell"], ["cell"]),
-        (["cell", "--out", "overhead-vgg.json"], ["cell", "--out", "overhead-vgg.json"]),
+        (["--out", "/mine/two.json", "cell"], ["cell", "--out", "docs/benchmarks/two.json"]),
         ([], []),
     ],
 )

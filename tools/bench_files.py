@@ -96,11 +96,11 @@ def typed(out: Path) -> list[str]:
     Args:
         out: what `--out` says; a file's name is part of how its figures are made.
     """
-    words = sys.argv[1:]
-    if out.suffix != ".json":
-        words = [
-            word
-            for number, word in enumerate(words)
-            if not word.startswith("--out=") and "--out" not in (word, *words[max(number - 1, 0) : number])
-        ]
+    words = [
+        word
+        for number, word in enumerate(sys.argv[1:], start=1)
+        if not word.startswith("--out=") and "--out" not in (word, sys.argv[number - 1])
+    ]
+    if out.suffix == ".json":
+        words += ["--out", (PUBLISHED.relative_to(ROOT) / out.name).as_posix()]
     return [f"tools/{Path(sys.argv[0]).name}", *words]
