@@ -342,7 +342,7 @@ def test_a_point_that_is_not_there_is_refused(damaged):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("pareto.json", r"run/pareto.json is damaged: "),
+        ("pareto.json", r"run/pareto.json is damaged or incomplete: "),
         ("points/1/model.safetensors", r"run/points/1/model.safetensors is damaged or cut short"),
         ("points/1/architecture.json", r"run/points/1/architecture.json is not JSON"),
     ],
