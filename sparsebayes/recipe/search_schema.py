@@ -272,14 +272,9 @@ class SearchRecipe(Section):
                 f"search.joint judges operations by evidence, but search.rule is {section.rule}; leave out one of them"
             )
         if section.second_order and not self.is_bilevel:
-            came = (
-                f"posterior is {self.posterior}"
-                if section.baseline == "none"
-                else f"baseline is {section.baseline}"
-            )
             raise RecipeError(
                 "search.second_order is for switches that learn from images of their own (posterior natural_gradient, "
-                f"baseline darts), but {came}; set it to false"
+                f"baseline darts), but this is {self._method}; set it to false"
             )
         if section.paper_lambda is not None and section.strength != 1.0:
             raise RecipeError(

@@ -599,12 +599,12 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, changes, error,
         ({"search__joint": True, "search__rule": "entropy"}, "but search.rule is entropy"),
         (
             {"search__second_order": True},
-            "for switches that learn from images of their own .*, but posterior is laplace; set it to false",
+            "for switches that learn from images of their own .*, but this is posterior laplace; set it to false",
         ),
-        ({"search__second_order": True, "posterior": "variational_dropout"}, "but posterior is variational"),
+        ({"search__second_order": True, "posterior": "variational_dropout"}, "but this is posterior variational"),
         (
             {"search__second_order": True, "search__baseline": "magnitude", "posterior": "natural_gradient"},
-            "but baseline is magnitude",
+            "but this is baseline magnitude",
         ),
         (
             {"search__paper_lambda": 0.1, "search__strength": 2.0},
