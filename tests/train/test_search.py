@@ -601,7 +601,10 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, changes, error,
             {"search__second_order": True},
             "for switches that learn from images of their own .*, but this is posterior laplace; set it to false",
         ),
-        ({"search__second_order": True, "posterior": "variational_dropout"}, "but this is posterior variational"),
+        (
+            {"search__second_order": True, "posterior": "variational_dropout"},
+            "but this is posterior variational",
+        ),
         (
             {"search__second_order": True, "search__baseline": "magnitude", "posterior": "natural_gradient"},
             "but this is baseline magnitude",
