@@ -433,6 +433,12 @@ def test_validate_estimates_time_and_memory(calls, monkeypatch):
     )
 
 
+def test_validate_estimates_a_search(calls):
+    last = call("validate", "nas_bench201", "--preset", "smoke").output.splitlines()[-1]
+    figures = r"about .+ of search and .+ of training on .+ \(.+ ms a step\), in about .+ [MG]B of memory"
+    assert re.fullmatch(f"estimate   {figures}", last)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -40,8 +40,14 @@ def validate(recipe: str, overrides: tuple[str, ...], preset: str | None, no_est
         resolved.check()
     click.echo(summarise(resolved))
     click.echo("recipe is valid")
-    if not no_estimate and not isinstance(resolved, SearchRecipe):
-        arguments.require_device(resolved)
+    if no_estimate:
+        return
+    arguments.require_device(resolved)
+    if isinstance(resolved, SearchRecipe):
+        from sparsebayes.train.search_estimate import estimate_search
+
+        click.echo(f"estimate   {estimate_search(resolved).describe()}")
+    else:
         from sparsebayes.train.estimate import estimate
 
         click.echo(f"estimate   {estimate(resolved).describe()}")

@@ -23,11 +23,21 @@ from sparsebayes.data import Dataset, Images, Loader, load
 from sparsebayes.errors import DataError
 from sparsebayes.models import build
 from sparsebayes.recipe.schema import Recipe
+from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.train.evaluation import check_logits
 from sparsebayes.train.objective import fast_layout_, objective, training_forward
 from sparsebayes.words import duration, milliseconds, size
 
-__all__ = ["Estimate", "estimate", "training_seconds"]
+__all__ = [
+    "Estimate",
+    "device_words",
+    "estimate",
+    "images_of",
+    "now",
+    "peak_bytes",
+    "training_seconds",
+    "update_",
+]
 
 PUBLIC_SETS: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "mnist": ((1, 28, 28), 60_000, 10),
@@ -86,19 +96,14 @@ def estimate(recipe: Recipe) -> Estimate:
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)
-            dataset, num_train = _images(recipe)
+            dataset, num_train = images_of(recipe)
             model = build(recipe.model.name, recipe.model.options).to(device)
             step, image = _measure(recipe, model, dataset, device)
-        words = (
-            f"cpu with {torch.get_num_threads()} threads"
-            if device.type == "cpu"
-            else torch.cuda.get_device_name(0)
-        )
         stand_in = dataset.train.images.element_size() * dataset.train.images[0].numel()
         missing = (num_train - len(dataset.train)) * stand_in
-        total, peak = training_seconds(recipe, num_train, step, image), _peak_bytes(device)
+        total, peak = training_seconds(recipe, num_train, step, image), peak_bytes(device)
         memory = None if peak is None else peak + missing
-        return Estimate(step, image, total, memory, words.replace("1 threads", "1 thread"))
+        return Estimate(step, image, total, memory, device_words(device))
     finally:
         torch.set_num_threads(threads)
 
@@ -132,7 +137,7 @@ def training_seconds(recipe: Recipe, num_train: int, step_seconds: float, image_
     return total + candidates * train.finetune.epochs * (max(cost, 0.2) * epoch + teaching)
 
 
-def _images(recipe: Recipe) -> tuple[Dataset, int]:
+def images_of(recipe: Recipe | SearchRecipe) -> tuple[Dataset, int]:
     """The data, or noise in their shape where they might have to be downloaded; and the number of training images."""
     known = PUBLIC_SETS.get(recipe.data.name)
     if known is None:
@@ -151,7 +156,7 @@ def _images(recipe: Recipe) -> tuple[Dataset, int]:
     ), num_train
 
 
-def _check_sizes(recipe: Recipe, num_train: int) -> None:
+def _check_sizes(recipe: Recipe | SearchRecipe, num_train: int) -> None:
     """Refuse what a run would refuse: more images held out, or in a batch, than there are."""
     data = recipe.data
     if data.holdout >= num_train:
@@ -175,24 +180,24 @@ def _measure(recipe: Recipe, model: nn.Module, dataset: Dataset, device: torch.d
     forward = training_forward(model, recipe.train.model_copy(update={"compile": False}))
     times: list[float] = []
     for _, images, labels in loader.indexed():
-        start = _now(device)
+        start = now(device)
         logits = forward(images)
         check_logits(logits, labels)
         objective(logits, labels, None, recipe.train).backward()  # type: ignore[no-untyped-call]
-        _update_(model)
-        times.append(_now(device) - start)
+        update_(model)
+        times.append(now(device) - start)
         if len(times) > MOST_STEPS or sum(times) > MOST_SECONDS:
             break
     model.eval()
     with torch.no_grad():
-        start = _now(device)
-        model(images)
-        image = (_now(device) - start) / len(images)
+        start = now(device)
+        model(images[: max(1, len(images) // 4)])
+        image = (now(device) - start) / max(1, len(images) // 4)
     # The first step makes buffers and chooses kernels; a slow one is all there is to go by.
     return statistics.median(times[1:] or times), image
 
 
-def _update_(model: nn.Module) -> None:
+def update_(model: nn.Module) -> None:
     """What an optimizer's step costs, written out: PyTorch's own take longer to load than all of this to run."""
     with torch.no_grad():
         for parameter in model.parameters():
@@ -202,14 +207,23 @@ def _update_(model: nn.Module) -> None:
                 parameter.grad = None
 
 
-def _now(device: torch.device) -> float:
+def device_words(device: torch.device) -> str:
+    """The device in words, with the threads that a CPU computes on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"cpu with {threads} thread{'' if threads == 1 else 's'}"
+
+
+def now(device: torch.device) -> float:
     """Seconds on a clock, once the device has done what it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def _peak_bytes(device: torch.device) -> int | None:
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory that the process, or its part of a GPU, ever took; None where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:

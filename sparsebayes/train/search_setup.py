@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from sparsebayes.data import Dataset, Images, Loader, load, split
 from sparsebayes.errors import DataError, ModelError, RecipeError
 from sparsebayes.nas.catalogue import SPACES, find_space
 from sparsebayes.nas.network import Shape
 from sparsebayes.nas.posteriors import METHODS
+from sparsebayes.nas.spaces import Space
 from sparsebayes.nas.supernet import Supernet
 from sparsebayes.nas.tabular import BenchTable
 from sparsebayes.recipe.search_schema import SearchRecipe
@@ -21,7 +23,7 @@ from sparsebayes.train.search_methods import method_name
 from sparsebayes.train.seeding import derive_seed
 from sparsebayes.train.setup import make_loaders, resolve_device
 
-__all__ = ["Setting", "set_up"]
+__all__ = ["Setting", "check_size", "checked_space", "set_up"]
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,7 @@ def set_up(recipe: SearchRecipe) -> Setting:
         DataError: data that are absent, or too few images for the batches.
         ModelError: images that the supernet cannot take.
     """
-    recipe.check()
-    section = recipe.search
-    space = find_space(section.space)
-    if recipe.table is not None and space != SPACES["nas_bench_201"]:
-        raise RecipeError(
-            f"a table of true accuracies is for the space nas_bench_201, not {space.name!r}; set table: null"
-        )
-    if not space.shared and recipe.retrain.depth not in (None, section.depth):
-        raise RecipeError(
-            f"every cell of the space {space.name!r} is found for its own place, so retrain.depth must be that of the "
-            "search; leave it out"
-        )
+    section, space = recipe.search, checked_space(recipe)
     device = resolve_device(recipe.device)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
@@ -77,11 +68,31 @@ def set_up(recipe: SearchRecipe) -> Setting:
         supernet = Supernet(space, shape, initial=section.initial, remember=not section.save_memory).to(
             device
         )
-    _check_size(supernet, loaders)
+    check_size(supernet, *next(iter(loaders.heldout)))
     table = None
     if recipe.table is not None:
         table = BenchTable.embedded() if recipe.table == "embedded" else BenchTable.read(recipe.table)
     return Setting(recipe, loaders, search_loaders, test, supernet, table)
+
+
+def checked_space(recipe: SearchRecipe) -> Space:
+    """The space of a recipe that does not contradict itself, or it.
+
+    Raises:
+        RecipeError: settings that contradict each other, or a space that is none.
+    """
+    recipe.check()
+    space = find_space(recipe.search.space)
+    if recipe.table is not None and space != SPACES["nas_bench_201"]:
+        raise RecipeError(
+            f"a table of true accuracies is for the space nas_bench_201, not {space.name!r}; set table: null"
+        )
+    if not space.shared and recipe.retrain.depth not in (None, recipe.search.depth):
+        raise RecipeError(
+            f"every cell of the space {space.name!r} is found for its own place, so retrain.depth must be that of the "
+            "search; leave it out"
+        )
+    return space
 
 
 def _with_augmentation(recipe: SearchRecipe) -> SearchRecipe:
@@ -132,9 +143,18 @@ def _search_loaders(
     return SearchLoaders(loader(train, batch, augment), loader(own, batch, augment), plain, loaders.heldout)
 
 
-def _check_size(supernet: Supernet, loaders: Loaders) -> None:
-    """Refuse images that the network cannot take, before anything is written."""
-    images, labels = next(iter(loaders.heldout))
+def check_size(supernet: Supernet, images: Tensor, labels: Tensor) -> None:
+    """Refuse images that the network cannot take, before anything is written.
+
+    Args:
+        supernet: fresh.
+        images: two of them are looked at.
+        labels: of these.
+
+    Raises:
+        ModelError: what the network says of them, or too few outputs.
+        DataError: labels that are none.
+    """
     try:
         with torch.no_grad():
             logits = supernet.eval()(images[:2])
