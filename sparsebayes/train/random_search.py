@@ -28,7 +28,7 @@ from sparsebayes.train.search import SearchLoaders, decision_of
 from sparsebayes.train.search_removal import search_macs
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["random_cell", "random_search"]
+__all__ = ["random_cell", "random_search", "train_cell"]
 
 
 def random_cell(supernet: Supernet, decision: Decision, generator: Generator) -> Decided:
@@ -76,7 +76,7 @@ def random_search(
             network: nn.Module = build_network(decided.genotype, **vars(shape)).to(example.device)
         steps = max(1, round(work / cost(network, example).macs))
         loaders.train.reseed_(derive_seed(recipe.seed, "random", number, "images"))
-        held = _train(network, loaders, recipe, steps)
+        held = train_cell(network, loaders, recipe, steps)
         record(
             {
                 "phase": "random",
@@ -94,8 +94,18 @@ def random_search(
     return best[1]
 
 
-def _train(network: nn.Module, loaders: SearchLoaders, recipe: SearchRecipe, steps: int) -> Evaluation:
-    """Train a network for so many steps, under the search's settings."""
+def train_cell(network: nn.Module, loaders: SearchLoaders, recipe: SearchRecipe, steps: int) -> Evaluation:
+    """Train a fresh network for so many steps, under the search's settings.
+
+    Args:
+        network: trained in place.
+        loaders: `train`, gone through as often as needed, and `heldout`.
+        recipe: rate, momentum, weight decay and clipping of the search; the rate falls to 0.
+        steps: batches.
+
+    Returns:
+        The network on the held-out images.
+    """
     section = recipe.search
     fast_layout_(network).train()
     optimizer = torch.optim.SGD(

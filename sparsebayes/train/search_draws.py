@@ -10,7 +10,8 @@
                          better, image by image, by more than two standard errors
 
 Any method but natural_gradient may be judged either way (`sampling.judge`), and what the search found the operations to
-be worth may be one of the scores that are ranked (`posterior` in `sampling.proxies`).
+be worth may be one of the scores that are ranked (`posterior` in `sampling.proxies`). Where `sampling.finalists` asks
+for it, the best are then trained for a short while, and that decides (`sparsebayes.train.finalists`).
 
 The method's own decision is the first candidate in all of them. What was compared is one row of metrics.jsonl (phase
 "sample"): held-out losses, from which the report draws the best of n against n, or the proxies' values. The
@@ -45,6 +46,7 @@ from sparsebayes.nas.switches import Switch, SwitchTable
 from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.train.batch_norm import reestimate_
 from sparsebayes.train.evaluation import evaluate, image_losses
+from sparsebayes.train.finalists import finalists_of, train_finalists
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.search import SearchLoaders, WithSwitches, decision_of
 from sparsebayes.train.search_removal import alive_groups
@@ -118,12 +120,24 @@ def choose_architecture(
         row.update(_by_proxies(recipe, supernet, method, candidates, loaders))
     else:
         row.update(_by_loss(recipe, supernet, method, candidates, loaders, rule))
+    if distinct > 1 and recipe.sampling.finalists:
+        row["compared"] = row["best"]
+        places = finalists_of(candidates, _worth(row, len(candidates)), recipe.sampling.finalists)
+        row.update(train_finalists(recipe, supernet, candidates, places, loaders, reporter))
     record(row)
     if distinct > 1:
         reporter.line(
             f"number {row['best']} of {len(candidates)} architectures ({distinct} different) is the best"
         )
     return Compared(tuple(candidates), row["best"])
+
+
+def _worth(row: dict[str, Any], number: int) -> list[float]:
+    """What the comparison says of each candidate, larger is better; -inf for one that an equal stands for."""
+    if "mean_ranks" not in row:
+        return [-loss for loss in row.get("losses") or row["heldout_losses"]]
+    ranks = dict(zip(row["candidates"], row["mean_ranks"], strict=True))
+    return [ranks.get(place, -math.inf) for place in range(number)]
 
 
 def _candidates(

@@ -46,7 +46,7 @@ class SearchEstimate:
 
     Attributes:
         step_seconds: One training step of the fresh supernet.
-        search_seconds: Training the supernet, measuring curvature, and cells on held-out images.
+        search_seconds: Training the supernet, measuring curvature, comparing cells on held-out images, and finalists.
         retrain_seconds: Training the network of the cells that are found.
         memory_bytes: Peak of the process, or of the GPU; None where the system does not tell.
         device: Where it was measured, in words.
@@ -127,11 +127,12 @@ def _measured(recipe: SearchRecipe, device: torch.device) -> SearchEstimate:
     example = images[:1]
     step, memory = _step(supernet, images, labels, batch)
     work = search_macs(recipe, supernet, num_images // batch, example)
+    cell_macs, sampling = cost(network_of(section.width, section.depth, False), example).macs, recipe.sampling
     if recipe.num_draws > 1 and recipe.judge == "heldout":
-        cell = network_of(section.width, section.depth, auxiliary=False)
-        judged = recipe.data.holdout + recipe.sampling.norm_batches * batch
+        judged = recipe.data.holdout + sampling.norm_batches * batch
         # Three passes make a step: forward, and backward for inputs and weights.
-        work += recipe.num_draws * judged / batch * cost(cell, example).macs / 3
+        work += recipe.num_draws * judged / batch * cell_macs / 3
+    work += sampling.finalists * sampling.finalist_epochs * (num_images // batch) * cell_macs
     search_seconds = step * work / cost(supernet, example).macs
     retrain_seconds = 0.0
     if retrain.epochs:
