@@ -88,9 +88,9 @@ BENCH_NOTES = (
     "on the way; variational_dropout what it drops more often than not.",
     "random trains 4 cells for the multiply-accumulates of the Laplace search altogether, training and curvature, and "
     "takes the best held-out loss; passes over held-out images are not counted for any method.",
-    "Rows of one method come from the same search: its own decision; of 50 cells the best by what is said; and the best "
-    "of 8 finalists, the preferred of those 50, each trained afresh (width 8, one cell a stage) on as many images as two "
-    "passes over the search's 20,000, by held-out loss. Number and length were fixed before a finalist was looked up.",
+    "Rows of one method come from the same search: its own decision; of 50 cells the best by what is said; the best "
+    "by held-out loss of 8 finalists, the preferred of those 50, each trained afresh (width 8, one cell a stage) on as "
+    "many images as two passes over the 20,000 of the search. Number and length were fixed before one was looked up.",
     "search_seconds is the search alone, for all rows with comparison and finalists; the rest of a run builds, exports "
     "and reports.",
 )
