@@ -1,7 +1,7 @@
 # make quickstart   install into .venv and compress a first network, from data inside the package
 # make test         all tests that need no network
 # make lint         style, format and types
-# make bench-quick  measure a small part of docs/benchmarks.md anew, in about 10 minutes, beside the published figures
+# make bench-quick  measure a small part of docs/benchmarks.md anew, in some minutes, beside the published figures
 # make docs         write the pages of docs/ that are made from the code, and check the links
 # make release-test build the wheel, install it into an empty environment, and run the first recipe there
 #

@@ -22,11 +22,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from bench_files import add_out, typed, write
+from bench_memory import peak_megabytes
 from bench_networks import Cell, resnet18, vgg16
 from torch import Tensor, nn
 from torch.nn import functional
@@ -162,17 +162,7 @@ def peak(method: str, device: str, batch: int) -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    # Not getrusage: its peak begins with that of the process that started this one.
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = resident("VmRSS")
-    run()
-    return (resident("VmHWM") - before) / 1e6
-
-
-def resident(field: str) -> int:
-    """Bytes of memory that this process holds (VmRSS), or held at most (VmHWM); of Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+    return peak_megabytes(run)
 
 
 def vgg_rows(options: argparse.Namespace) -> list[Row]:

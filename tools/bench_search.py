@@ -9,9 +9,9 @@ off the run's report; the methods share data, supernet and passes over the image
 multiply-accumulates that the Laplace search trains and measures with. A search that compares several cells gives three
 rows: the method's own decision, which is the first of the run's candidates.json; the one that the comparison prefers;
 and the best of the finalists, which are trained for a short while.
-`step` times a training step of the supernet of the DARTS space with switches against the same step with a softmax, and
-the curvature of all switches against one step. The data root is $SPARSEBAYES_DATA. Results are written
-after every run.
+`step` holds a training step of the supernet of the DARTS space with switches, and the curvature of all switches,
+against the same step with a softmax: time and memory.
+The data root is $SPARSEBAYES_DATA. Results are written after every run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from pathlib import Path
 
 import torch
 from bench_files import add_out, write
+from bench_memory import peak_megabytes
 from torch.nn import functional
 
 from sparsebayes.nas import SPACES, Genotype, Shape, Supernet
@@ -68,6 +71,7 @@ METHODS: dict[str, tuple[str, ...]] = {
         "sampling.baseline=false",
     ),
 }
+DARTS_STEP = "step with softmax (DARTS)"
 JUDGES = {"natural_gradient": "proxies", "laplace, 3 passes": "evidence and proxies"}
 """What compares the cells of a method, where it is not held-out loss."""
 ACCURACIES = {
@@ -172,8 +176,8 @@ def found_cells(method: str, num_draws: int, folder: Path) -> Iterator[tuple[str
         yield f"{method}, best of {number} finalists", Genotype.from_dict(candidates[compared["best"]])
 
 
-def bench_step(threads: int, repeats: int, out: Path) -> None:
-    """Time steps of the supernet of the DARTS space, interleaved."""
+def steps() -> dict[str, Callable[[], object]]:
+    """Pieces of work on the supernet of the DARTS space, by their names in the table."""
     supernet = Supernet(SPACES["darts"], Shape(width=8, depth=1))
     images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
     darts = DartsSearch(supernet.table, Options(num_data=1, strength=1.0))
@@ -187,32 +191,44 @@ def bench_step(threads: int, repeats: int, out: Path) -> None:
     with torch.no_grad():
         for _ in range(3):
             supernet.train()(images)
-    work: dict[str, Callable[[], object]] = {
-        "step with softmax (DARTS)": lambda: step(lambda: darts.sample(supernet.switches, generator)),
+    return {
+        DARTS_STEP: lambda: step(lambda: darts.sample(supernet.switches, generator)),
         "step with switches": lambda: step(lambda: supernet.switches),
         "curvature of all switches": lambda: relative_rows(
             supernet, [(images, labels)], num_images=len(images), factor="rademacher"
         ),
     }
+
+
+def bench_step(threads: int, repeats: int, out: Path) -> None:
+    """Time steps of the supernet of the DARTS space, interleaved, and measure their memory one by one."""
+    work = steps()
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
         for name, call in work.items():
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
-    base = statistics.median(times["step with softmax (DARTS)"])
     rows = []
-    for name, values in times.items():
-        ratio = statistics.median(values) / base
-        print(f"{name}: {1000 * statistics.median(values):.0f} ms, {ratio:.2f} of a DARTS step")
-        rows.append(
-            Row("DARTS space, 5 cells, width 8, batch 16", name, "ratio to a DARTS step", (ratio,), (0,))
+    for name, seconds in times.items():
+        ratio = statistics.median(seconds) / statistics.median(times[DARTS_STEP])
+        command = [sys.executable, __file__, "step", "--threads", str(threads), "--peak", name]
+        found = subprocess.run(command, check=True, capture_output=True, text=True)
+        memory = float(found.stdout)
+        print(
+            f"{name}: {1000 * statistics.median(seconds):.0f} ms, {ratio:.2f} of a DARTS step, {memory:.0f} MB"
         )
+        task = "DARTS space, 5 cells, width 8, batch 16"
+        rows.append(Row(task, name, "time / DARTS step", (ratio,), (0,)))
+        rows.append(Row(task, name, "peak memory (MB)", (memory,), (0,)))
     write(
         out,
         "nas-step",
         title="Cost of a search step",
-        notes=[f"Median of {repeats} interleaved repeats."],
+        notes=[
+            f"Time: median of {repeats} interleaved repeats. Memory: above what the process held before, each in a "
+            "process of its own."
+        ],
         rows=rows,
         command=[PROGRAM, "step", "--threads", str(threads), "--repeats", str(repeats)],
         threads=threads,
@@ -229,11 +245,15 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=10, help="repeats of the timed step")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--keep", type=Path, help="keep the run folders here")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="recipe overrides, key=value")
     add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        print(peak_megabytes(steps()[arguments.peak]))
+        return
     if arguments.task == "step":
         bench_step(arguments.threads, arguments.repeats, arguments.out)
         return
