@@ -14,6 +14,8 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +38,7 @@ __all__ = [
     "now",
     "peak_bytes",
     "training_seconds",
+    "undisturbed",
     "update_",
 ]
 
@@ -55,24 +58,26 @@ class Estimate:
     """What a few steps say about a whole run.
 
     Attributes:
-        step_seconds: One training step of the dense network.
-        image_seconds: Evaluating one image.
-        total_seconds: Training in all phases; exports and reports are left out.
+        step_seconds: One training step of the dense network, or of the fresh supernet.
+        search_seconds: Training a supernet, measuring it and comparing architectures; 0 where nothing is searched.
+        training_seconds: Training in all other phases; exports and reports are left out.
         memory_bytes: Peak of the process, or of the GPU; None where the system does not tell.
         device: Where it was measured, in words.
     """
 
     step_seconds: float
-    image_seconds: float
-    total_seconds: float
+    search_seconds: float
+    training_seconds: float
     memory_bytes: int | None
     device: str
 
     def describe(self) -> str:
         """The estimate in one line."""
+        times = {"search": self.search_seconds, "training": self.training_seconds}
+        parts = [f"{duration(seconds)} of {name}" for name, seconds in times.items() if seconds]
         memory = "" if self.memory_bytes is None else f", in about {size(self.memory_bytes)} of memory"
         return (
-            f"about {duration(self.total_seconds)} of training on {self.device} "
+            f"about {' and '.join(parts) or 'no time at all'} on {self.device} "
             f"({milliseconds(1e3 * self.step_seconds)} a step){memory}"
         )
 
@@ -89,6 +94,27 @@ def estimate(recipe: Recipe) -> Estimate:
     Raises:
         SparseBayesError: If the network cannot be built, or does not fit the images.
     """
+    with undisturbed(recipe) as device:
+        dataset, num_train = images_of(recipe)
+        model = build(recipe.model.name, recipe.model.options).to(device)
+        step, image = _measure(recipe, model, dataset, device)
+        stand_in = dataset.train.images.element_size() * dataset.train.images[0].numel()
+        missing = (num_train - len(dataset.train)) * stand_in
+        total, peak = training_seconds(recipe, num_train, step, image), peak_bytes(device)
+        memory = None if peak is None else peak + missing
+        return Estimate(step, 0.0, total, memory, device_words(device))
+
+
+@contextmanager
+def undisturbed(recipe: Recipe | SearchRecipe) -> Iterator[torch.device]:
+    """Use the recipe's device and threads for a while, and a random state of its own.
+
+    Args:
+        recipe: What would be run.
+
+    Yields:
+        The device.
+    """
     device = torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
     threads = torch.get_num_threads()
     if recipe.threads is not None:
@@ -96,14 +122,7 @@ def estimate(recipe: Recipe) -> Estimate:
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)
-            dataset, num_train = images_of(recipe)
-            model = build(recipe.model.name, recipe.model.options).to(device)
-            step, image = _measure(recipe, model, dataset, device)
-        stand_in = dataset.train.images.element_size() * dataset.train.images[0].numel()
-        missing = (num_train - len(dataset.train)) * stand_in
-        total, peak = training_seconds(recipe, num_train, step, image), peak_bytes(device)
-        memory = None if peak is None else peak + missing
-        return Estimate(step, image, total, memory, device_words(device))
+            yield device
     finally:
         torch.set_num_threads(threads)
 

@@ -11,8 +11,6 @@ compression of the network are left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
@@ -23,16 +21,23 @@ from sparsebayes.nas.network import Shape, build_network
 from sparsebayes.nas.posteriors import METHODS
 from sparsebayes.nas.supernet import Supernet
 from sparsebayes.recipe.search_schema import SearchRecipe
-from sparsebayes.train.estimate import device_words, images_of, now, peak_bytes, update_
+from sparsebayes.train.estimate import (
+    Estimate,
+    device_words,
+    images_of,
+    now,
+    peak_bytes,
+    undisturbed,
+    update_,
+)
 from sparsebayes.train.objective import fast_layout_
 from sparsebayes.train.random_search import random_cell
 from sparsebayes.train.search import check_batch, decision_of
 from sparsebayes.train.search_methods import method_name
 from sparsebayes.train.search_removal import search_macs
 from sparsebayes.train.search_setup import check_size, checked_space
-from sparsebayes.words import duration, milliseconds, size
 
-__all__ = ["SearchEstimate", "estimate_search"]
+__all__ = ["estimate_search"]
 
 PARTS = (2, 8)
 """Images of two steps that stand for one that is too slow to be measured whole."""
@@ -40,35 +45,7 @@ SLOW = 0.2
 """Seconds of the first of them beyond which it is."""
 
 
-@dataclass(frozen=True)
-class SearchEstimate:
-    """What a few steps say about a whole search.
-
-    Attributes:
-        step_seconds: One training step of the fresh supernet.
-        search_seconds: Training the supernet, measuring curvature, comparing cells on held-out images, and finalists.
-        retrain_seconds: Training the network of the cells that are found.
-        memory_bytes: Peak of the process, or of the GPU; None where the system does not tell.
-        device: Where it was measured, in words.
-    """
-
-    step_seconds: float
-    search_seconds: float
-    retrain_seconds: float
-    memory_bytes: int | None
-    device: str
-
-    def describe(self) -> str:
-        """The estimate in one line."""
-        memory = "" if self.memory_bytes is None else f", in about {size(self.memory_bytes)} of memory"
-        training = f" and {duration(self.retrain_seconds)} of training" if self.retrain_seconds else ""
-        return (
-            f"about {duration(self.search_seconds)} of search{training} on {self.device} "
-            f"({milliseconds(1e3 * self.step_seconds)} a step){memory}"
-        )
-
-
-def estimate_search(recipe: SearchRecipe) -> SearchEstimate:
+def estimate_search(recipe: SearchRecipe) -> Estimate:
     """Measure a few steps of a search and extrapolate; nothing is written or downloaded.
 
     Args:
@@ -80,19 +57,11 @@ def estimate_search(recipe: SearchRecipe) -> SearchEstimate:
     Raises:
         SparseBayesError: What a run would refuse: no such space, too few images, images that do not fit the supernet.
     """
-    device = torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
-    threads = torch.get_num_threads()
-    if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
-            return _measured(recipe, device)
-    finally:
-        torch.set_num_threads(threads)
+    with undisturbed(recipe) as device:
+        return _measured(recipe, device)
 
 
-def _measured(recipe: SearchRecipe, device: torch.device) -> SearchEstimate:
+def _measured(recipe: SearchRecipe, device: torch.device) -> Estimate:
     """The estimate, with the random state and the threads of whoever calls."""
     section, retrain = recipe.search, recipe.retrain
     dataset, num_train = images_of(recipe)
@@ -141,7 +110,7 @@ def _measured(recipe: SearchRecipe, device: torch.device) -> SearchEstimate:
         retrain_step, more = _step(network, images, labels, whole)
         memory = None if memory is None or more is None else max(memory, more)
         retrain_seconds = retrain.epochs * (num_train / whole) * retrain_step
-    return SearchEstimate(step, search_seconds, retrain_seconds, memory, device_words(device))
+    return Estimate(step, search_seconds, retrain_seconds, memory, device_words(device))
 
 
 def _step(network: nn.Module, images: Tensor, labels: Tensor, batch: int) -> tuple[float, int | None]:

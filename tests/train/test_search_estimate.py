@@ -10,7 +10,8 @@ import torch
 from sparsebayes.errors import DataError, RecipeError
 from sparsebayes.recipe import SearchRecipe, parse_recipe
 from sparsebayes.train import search_estimate
-from sparsebayes.train.search_estimate import SearchEstimate, estimate_search
+from sparsebayes.train.estimate import Estimate
+from sparsebayes.train.search_estimate import estimate_search
 
 RECIPE = """
 version: 1
@@ -25,13 +26,13 @@ retrain: {width: 4, depth: 1, epochs: 3}
 """
 
 
-def estimated(*changes: str) -> SearchEstimate:
+def estimated(*changes: str) -> Estimate:
     recipe = parse_recipe(RECIPE, "estimate", overrides=changes)
     assert isinstance(recipe, SearchRecipe)
     return estimate_search(recipe)
 
 
-def steps(found: SearchEstimate) -> float:
+def steps(found: Estimate) -> float:
     """The search in steps of the fresh supernet."""
     return found.search_seconds / found.step_seconds
 
@@ -50,7 +51,7 @@ def test_a_measurement_needs_no_data_and_changes_nothing(
     assert found.memory_bytes is not None and found.memory_bytes > 0
     # 2 cycles of 2 passes of 30 batches; curvature of 100 images is another 5 in each cycle.
     assert steps(found) == pytest.approx(2 * (2 * 30 + 5))
-    assert 0 < found.retrain_seconds < 45_000 / 30 * 3 * 10
+    assert 0 < found.training_seconds < 45_000 / 30 * 3 * 10
 
 
 def test_more_work_takes_longer() -> None:
@@ -62,7 +63,8 @@ def test_more_work_takes_longer() -> None:
     # Twenty cells on 5,000 held-out images: 250 batches each, a third of a step, and only a part of the operations.
     judged = steps(estimated("sampling.count=20")) - plain
     assert 0 < judged < 20 * 250 / 3
-    assert estimated("retrain.epochs=0").retrain_seconds == 0
+    without = estimated("retrain.epochs=0")
+    assert without.training_seconds == 0 and "of search on cpu" in without.describe()
 
 
 def test_a_slow_step_is_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
