@@ -27,6 +27,7 @@ from sparsebayes.nas.spaces import CellSpec, Edge, Space
 from sparsebayes.nas.switches import SwitchTable, cell_keys
 
 __all__ = [
+    "BUILDER",
     "CellNetwork",
     "Shape",
     "build_network",
@@ -35,6 +36,9 @@ __all__ = [
     "make_network",
     "set_drop_path_",
 ]
+
+BUILDER = "sparsebayes.nas.network:derived_network"
+"""Builder that saved networks name."""
 
 Wiring = Callable[[str, CellSpec], tuple[tuple[Edge, ...], tuple[int, ...]]]
 """(key, kind of cell) -> the edges that the cell has, and the nodes that its output reads."""

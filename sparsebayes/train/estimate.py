@@ -35,6 +35,7 @@ __all__ = [
     "device_words",
     "estimate",
     "images_of",
+    "missing_bytes",
     "now",
     "peak_bytes",
     "training_seconds",
@@ -98,10 +99,8 @@ def estimate(recipe: Recipe) -> Estimate:
         dataset, num_train = images_of(recipe)
         model = build(recipe.model.name, recipe.model.options).to(device)
         step, image = _measure(recipe, model, dataset, device)
-        stand_in = dataset.train.images.element_size() * dataset.train.images[0].numel()
-        missing = (num_train - len(dataset.train)) * stand_in
         total, peak = training_seconds(recipe, num_train, step, image), peak_bytes(device)
-        memory = None if peak is None else peak + missing
+        memory = None if peak is None else peak + missing_bytes(dataset, num_train)
         return Estimate(step, 0.0, total, memory, device_words(device))
 
 
@@ -173,6 +172,17 @@ def images_of(recipe: Recipe | SearchRecipe) -> tuple[Dataset, int]:
     return Dataset(
         recipe.data.name, images, images, num_classes, (0.5,) * channels, (0.25,) * channels
     ), num_train
+
+
+def missing_bytes(dataset: Dataset, num_train: int) -> int:
+    """Memory of the training images that a measurement did without.
+
+    Args:
+        dataset: What was measured on.
+        num_train: Training images of the run.
+    """
+    images = dataset.train.images
+    return (num_train - len(images)) * images.element_size() * images[0].numel()
 
 
 def _check_sizes(recipe: Recipe | SearchRecipe, num_train: int) -> None:

@@ -7,6 +7,7 @@ the case for such a baseline).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from sparsebayes.cost import cost
+from sparsebayes.errors import NumericsError
 from sparsebayes.nas.decision import Decided, decide
 from sparsebayes.nas.network import build_network
 from sparsebayes.nas.spaces import Decision
@@ -60,6 +62,9 @@ def random_search(
         loaders: the images.
         record: called with one dictionary per cell.
         reporter: told of every cell.
+
+    Raises:
+        NumericsError: no cell has a finite loss.
     """
     section = recipe.search
     example = next(iter(loaders.plain))[0][:1]
@@ -88,9 +93,10 @@ def random_search(
         )
         reporter.line(f"random cell {number + 1}: {steps} steps, held-out error {100 * held.error:.2f} %")
         reporter.step()
-        if best is None or held.loss < best[0].loss:
+        if math.isfinite(held.loss) and (best is None or held.loss < best[0].loss):
             best = (held, decided)
-    assert best is not None, "a recipe asks for at least one candidate"
+    if best is None:
+        raise NumericsError("no random cell has a held-out loss that is a number; lower search.lr")
     return best[1]
 
 

@@ -51,6 +51,7 @@ from sparsebayes.train.progress import Reporter
 from sparsebayes.train.search import SearchLoaders, WithSwitches, decision_of
 from sparsebayes.train.search_removal import alive_groups
 from sparsebayes.train.seeding import derive_seed
+from sparsebayes.train.stopwatch import Stopwatch
 
 __all__ = ["Compared", "choose_architecture", "clearly_better", "estimate_norms_", "groups_of"]
 
@@ -92,6 +93,7 @@ def choose_architecture(
     loaders: SearchLoaders,
     record: Callable[[dict[str, Any]], None],
     reporter: Reporter,
+    watch: Stopwatch,
 ) -> Compared:
     """Compare architectures and take the best.
 
@@ -103,6 +105,7 @@ def choose_architecture(
         loaders: `plain` for proxies and batch norm, `heldout` for losses.
         record: called with what was found, one dictionary.
         reporter: told of it.
+        watch: told which time went into evaluation, and which into training finalists.
 
     Returns:
         What was compared; `own` wins where all are the same, as there is nothing to choose then.
@@ -116,14 +119,17 @@ def choose_architecture(
     row: dict[str, Any] = {"phase": "sample", "distinct": distinct, "best": 0}
     if distinct == 1:
         reporter.line("there is no other architecture to compare, so the method's own decision stays")
-    elif recipe.judge == "proxies":
-        row.update(_by_proxies(recipe, supernet, method, candidates, loaders))
     else:
-        row.update(_by_loss(recipe, supernet, method, candidates, loaders, rule))
+        with watch.of("evaluation"):
+            if recipe.judge == "proxies":
+                row.update(_by_proxies(recipe, supernet, method, candidates, loaders))
+            else:
+                row.update(_by_loss(recipe, supernet, method, candidates, loaders, rule))
     if distinct > 1 and recipe.sampling.finalists:
         row["compared"] = row["best"]
         places = finalists_of(candidates, _worth(row, len(candidates)), recipe.sampling.finalists)
-        row.update(train_finalists(recipe, supernet, candidates, places, loaders, reporter))
+        with watch.of("training"):
+            row.update(train_finalists(recipe, supernet, candidates, places, loaders, reporter))
     record(row)
     if distinct > 1:
         reporter.line(
@@ -134,10 +140,13 @@ def choose_architecture(
 
 def _worth(row: dict[str, Any], number: int) -> list[float]:
     """What the comparison says of each candidate, larger is better; -inf for one that an equal stands for."""
-    if "mean_ranks" not in row:
-        return [-loss for loss in row.get("losses") or row["heldout_losses"]]
-    ranks = dict(zip(row["candidates"], row["mean_ranks"], strict=True))
-    return [ranks.get(place, -math.inf) for place in range(number)]
+    if "mean_ranks" in row:
+        ranks = dict(zip(row["candidates"], row["mean_ranks"], strict=True))
+        worth = [ranks.get(place, -math.inf) for place in range(number)]
+    else:
+        worth = [-loss for loss in row.get("losses") or row["heldout_losses"]]
+    worth[row["best"]] = math.inf  # clearly better than the method's own, though another's loss may be lower
+    return worth
 
 
 def _candidates(

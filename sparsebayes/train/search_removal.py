@@ -12,6 +12,7 @@ from sparsebayes.nas.posteriors import METHODS
 from sparsebayes.nas.supernet import Supernet
 from sparsebayes.nas.switches import SwitchTable
 from sparsebayes.recipe.search_schema import SearchRecipe
+from sparsebayes.train.search_methods import method_name
 from sparsebayes.train.seeding import derive_seed
 
 __all__ = ["alive_groups", "search_macs", "weakest_groups"]
@@ -59,7 +60,7 @@ def search_macs(recipe: SearchRecipe, supernet: Supernet, num_steps: int, exampl
     how many these are. What the evidence switches off beyond that share is not known beforehand and not left out.
 
     Args:
-        recipe: its posterior says what the search would do, whatever its baseline.
+        recipe: for baseline random its posterior says what the search would do.
         supernet: fresh; stays as it is.
         num_steps: batches of a pass.
         example: one image, of shape `[1, C, H, W]`.
@@ -67,7 +68,8 @@ def search_macs(recipe: SearchRecipe, supernet: Supernet, num_steps: int, exampl
     Returns:
         The sum over all steps, each with the operations that are then left. Held-out images are not counted.
     """
-    section, method = recipe.search, METHODS[recipe.posterior]
+    section, name = recipe.search, method_name(recipe)
+    method = METHODS[name]
     supernet = copy.deepcopy(supernet)
     macs = cost(supernet, example).macs
     total = float(section.warmup_epochs * num_steps * macs)
@@ -75,7 +77,8 @@ def search_macs(recipe: SearchRecipe, supernet: Supernet, num_steps: int, exampl
     own = (4 if section.second_order else 1) if method.bilevel else 0
     steps = section.epochs * num_steps * (1 + own)
     batch = section.batch_size or recipe.data.batch_size
-    measured = recipe.curvature.likely_images / batch if recipe.posterior == "laplace" else 0.0
+    images = min(recipe.curvature.likely_images, num_steps * batch)  # of one pass at most
+    measured = images / batch if name == "laplace" else 0.0
     generator = Generator().manual_seed(derive_seed(recipe.seed, "random", "removal"))
     every = torch.ones(supernet.table.num_groups, dtype=torch.bool)
     for cycle in range(1, section.cycles + 1):

@@ -21,7 +21,7 @@ from sparsebayes.files import append_line, write_atomically
 from sparsebayes.nas.decision import Decided
 from sparsebayes.nas.draw import draw_cell
 from sparsebayes.nas.genotype import Genotype, Op
-from sparsebayes.nas.network import build_network, inherit_
+from sparsebayes.nas.network import BUILDER, build_network, inherit_
 from sparsebayes.prune.architecture import architecture_of
 from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.report import read_report, summary_line, write_report
@@ -42,10 +42,7 @@ from sparsebayes.train.search_setup import Setting, set_up
 from sparsebayes.train.seeding import derive_seed
 from sparsebayes.train.stopwatch import Stopwatch
 
-__all__ = ["BUILDER", "run_search"]
-
-BUILDER = "sparsebayes.nas.network:derived_network"
-"""Builder that the saved networks name."""
+__all__ = ["run_search"]
 
 Result = TypeVar("Result")
 
@@ -199,16 +196,16 @@ class _SearchRun:
         own, method = searcher.run(), searcher.method
         if self._recipe.num_draws == 1:
             return own
-        with self._watch.of("evaluation"):
-            compared = choose_architecture(
-                self._recipe,
-                setting.supernet,
-                method,
-                own,
-                setting.search_loaders,
-                self._record,
-                self._reporter,
-            )
+        compared = choose_architecture(
+            self._recipe,
+            setting.supernet,
+            method,
+            own,
+            setting.search_loaders,
+            self._record,
+            self._reporter,
+            self._watch,
+        )
         write_atomically(self._folder / "candidates.json", compared.to_json())
         return compared.winner
 

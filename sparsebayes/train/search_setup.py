@@ -23,7 +23,7 @@ from sparsebayes.train.search_methods import method_name
 from sparsebayes.train.seeding import derive_seed
 from sparsebayes.train.setup import make_loaders, resolve_device
 
-__all__ = ["Setting", "check_size", "checked_space", "set_up"]
+__all__ = ["Setting", "check_images", "check_size", "checked_space", "read_table", "set_up"]
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,7 @@ def set_up(recipe: SearchRecipe) -> Setting:
             device
         )
     check_size(supernet, *next(iter(loaders.heldout)))
-    table = None
-    if recipe.table is not None:
-        table = BenchTable.embedded() if recipe.table == "embedded" else BenchTable.read(recipe.table)
-    return Setting(recipe, loaders, search_loaders, test, supernet, table)
+    return Setting(recipe, loaders, search_loaders, test, supernet, read_table(recipe))
 
 
 def checked_space(recipe: SearchRecipe) -> Space:
@@ -110,19 +107,13 @@ def _search_loaders(
     """The images of the search: all training images or so many, in two halves where switches have their own."""
     section = recipe.search
     train, _ = split(dataset.train, holdout=recipe.data.holdout, seed=recipe.seed)
+    check_images(recipe, len(train))
     if section.num_images is not None and section.num_images < len(train):
         _, train = split(train, holdout=section.num_images, seed=derive_seed(recipe.seed, "search", "images"))
-    elif section.num_images is not None and section.num_images > len(train):
-        raise DataError(
-            f"search.num_images is {section.num_images}, but only {len(train)} images are left; lower it"
-        )
     own = train
     if METHODS[method_name(recipe)].bilevel:
         train, own = split(train, holdout=len(train) // 2, seed=derive_seed(recipe.seed, "search", "halves"))
     batch = section.batch_size or recipe.data.batch_size
-    check_batch(batch, len(train))
-    if recipe.retrain.epochs > 0:  # which takes data.batch_size, whatever the search takes
-        check_batch(min(batch, recipe.data.batch_size), len(train))
 
     def loader(images: Images, size: int, augment: str) -> Loader:
         return Loader(
@@ -141,6 +132,43 @@ def _search_loaders(
     augment = recipe.data.augment
     plain = loader(train, min(256, len(train)), "none")
     return SearchLoaders(loader(train, batch, augment), loader(own, batch, augment), plain, loaders.heldout)
+
+
+def check_images(recipe: SearchRecipe, num_left: int) -> int:
+    """Refuse a search of more images than there are, or of batches that batch norm cannot learn from.
+
+    Args:
+        recipe: what to do.
+        num_left: training images that are not held out.
+
+    Returns:
+        Images that the supernet's weights learn from.
+
+    Raises:
+        DataError: too few images, or batches of one.
+    """
+    section = recipe.search
+    count = num_left if section.num_images is None else section.num_images
+    if count > num_left:
+        raise DataError(f"search.num_images is {count}, but only {num_left} images are left; lower it")
+    if METHODS[method_name(recipe)].bilevel:
+        count -= count // 2
+    batch = section.batch_size or recipe.data.batch_size
+    check_batch(batch, count)
+    if recipe.retrain.epochs > 0:  # which takes data.batch_size, whatever the search takes
+        check_batch(min(batch, recipe.data.batch_size), count)
+    return count
+
+
+def read_table(recipe: SearchRecipe) -> BenchTable | None:
+    """The table of true accuracies that a recipe names, if any.
+
+    Raises:
+        DataError: a file that is no such table, or is not there.
+    """
+    if recipe.table is None:
+        return None
+    return BenchTable.embedded() if recipe.table == "embedded" else BenchTable.read(recipe.table)
 
 
 def check_size(supernet: Supernet, images: Tensor, labels: Tensor) -> None:

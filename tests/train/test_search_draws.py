@@ -30,6 +30,7 @@ from sparsebayes.train.search_draws import (
     random_architecture,
 )
 from sparsebayes.train.search_setup import Setting, set_up
+from sparsebayes.train.stopwatch import Stopwatch
 
 (CELL,) = SPACES["nas_bench_201"].cells
 
@@ -77,6 +78,7 @@ def chosen(setting: Setting, searcher: Searcher) -> tuple[Genotype, dict]:
             setting.search_loaders,
             rows.append,
             reporter,
+            Stopwatch(),
         )
     (row,) = rows
     assert found.best == row["best"]

@@ -26,6 +26,10 @@ retrain: {width: 4, depth: 1, epochs: 3}
 """
 
 
+HELD = 1 + 5000 / (3 * 600)
+"""Each pass of 600 images ends with 5,000 that are only evaluated."""
+
+
 def estimated(*changes: str) -> Estimate:
     recipe = parse_recipe(RECIPE, "estimate", overrides=changes)
     assert isinstance(recipe, SearchRecipe)
@@ -50,19 +54,27 @@ def test_a_measurement_needs_no_data_and_changes_nothing(
     assert list(tmp_path.iterdir()) == []
     assert found.memory_bytes is not None and found.memory_bytes > 0
     # 2 cycles of 2 passes of 30 batches; curvature of 100 images is another 5 in each cycle.
-    assert steps(found) == pytest.approx(2 * (2 * 30 + 5))
+    assert steps(found) == pytest.approx(HELD * 2 * (2 * 30 + 5))
+    assert found.memory_bytes > 50_000 * 3 * 32 * 32
     assert 0 < found.training_seconds < 45_000 / 30 * 3 * 10
 
 
 def test_more_work_takes_longer() -> None:
     plain, warm = steps(estimated()), steps(estimated("search.warmup_epochs=3"))
-    assert warm - plain == pytest.approx(3 * 30)
+    assert warm - plain == pytest.approx(HELD * 3 * 30)
     assert steps(estimated("search.removal=0.5")) < plain
     # Half of the images teach the weights, each step beside one of the architecture; there is no curvature.
-    assert steps(estimated("search.baseline=darts", "posterior=natural_gradient")) == pytest.approx(120)
+    darts = steps(estimated("search.baseline=darts", "search.removal=0.5"))
+    assert darts == pytest.approx((1 + 5000 / (3 * 300)) * 120)
+    # Curvature takes one pass at most.
+    assert steps(estimated("curvature.num_images=4096")) == pytest.approx(HELD * 2 * (2 * 30 + 30))
     # Twenty cells on 5,000 held-out images: 250 batches each, a third of a step, and only a part of the operations.
     judged = steps(estimated("sampling.count=20")) - plain
     assert 0 < judged < 20 * 250 / 3
+    finalists = steps(estimated("sampling.count=20", "sampling.finalists=4")) - plain - judged
+    assert finalists == pytest.approx(judged / (20 * 250 / 3) * 4 * 2 * 30)
+    compressed = "compress.train.cycles={count: 3, epochs: 1}"
+    assert estimated("retrain.epochs=0", compressed).training_seconds > 0
     without = estimated("retrain.epochs=0")
     assert without.training_seconds == 0 and "of search on cpu" in without.describe()
 
@@ -79,5 +91,9 @@ def test_what_cannot_work_is_said_before_it_is_run() -> None:
         estimated("data.holdout=60000")
     with pytest.raises(DataError, match="the batch size is 700, but the search has only 600 images"):
         estimated("search.batch_size=700")
+    with pytest.raises(DataError, match=r"search\.num_images is 60000, but only 45000 images are left"):
+        estimated("search.num_images=60000")
+    with pytest.raises(DataError, match="expected a table of cells at nowhere"):
+        estimated("table=nowhere.csv")
     with pytest.raises(RecipeError, match=r"retrain\.depth must be that of the search"):
         estimated("search.space=tree", "retrain.depth=2")
