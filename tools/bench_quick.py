@@ -1,6 +1,6 @@
 """A small part of docs/benchmarks.md measured anew, beside the published figures: make bench-quick.
 
-    python tools/bench_quick.py                    # 2 to 4 minutes on two quiet cores
+    python tools/bench_quick.py                    # a few minutes on two quiet cores
     python tools/bench_quick.py overhead surgery   # some parts
 
 Every part is an ordinary benchmark with fewer seeds, networks or rounds, and writes to runs/bench-quick; the published

@@ -86,7 +86,8 @@ class DataSection(_Section):
     """Which images are learned from, how many are held out, and how they are fed."""
 
     name: DataName = Field(
-        default="embedded_mnist", description="A data set, or your own as 'package.module:function'."
+        default="embedded_mnist",
+        description=f"{', '.join(DATA_NAMES)}, or your own as 'package.module:function'.",
     )
     root: Folder | None = Field(
         default=None, description="Folder of the data; null: $SPARSEBAYES_DATA or the cache."
@@ -106,8 +107,14 @@ class DataSection(_Section):
 class ModelSection(_Section):
     """Which network is compressed."""
 
-    name: ModelName = Field(description="A model, or your own as 'package.module:function'.")
-    options: dict[str, JsonValue] = Field(default_factory=dict, description="Keyword arguments of the model.")
+    name: ModelName = Field(
+        description=f"{', '.join(MODEL_NAMES)}, torchvision:NAME for one of its classifiers with fresh weights, or "
+        "your own as 'package.module:function'."
+    )
+    options: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Keyword arguments of the model, such as {width: 0.5} for half the channels of vgg16.",
+    )
 
 
 class GroupRule(_Section):

@@ -244,7 +244,7 @@ def mean_and_sd(row: Row) -> str:
         Mean, standard deviation where there is one, and the number of seeds.
     """
     if row.sd is None:
-        return f"{_number(row.mean, row.mean)} (1)"
+        return f"{_number(row.mean, row.mean / 10)} (1)"  # three digits
     spread = row.sd if row.sd > 0 else row.mean
     return f"{_number(row.mean, spread)} ± {_number(row.sd, spread)} ({len(row.values)})"
 

@@ -63,8 +63,8 @@ def test_file_has_the_documented_fields(tmp_path: Path) -> None:
     [
         ((0.84, 0.80, 0.88), "0.840 ± 0.040 (3)"),
         ((2512, 2600, 2450), "2,521 ± 75 (3)"),
-        ((1.5,), "1.5 (1)"),
-        ((0.0123,), "0.012 (1)"),
+        ((1.5,), "1.50 (1)"),
+        ((0.0123,), "0.0120 (1)"),
         ((431080,), "431,080 (1)"),
         ((1.6, 1.6), "1.6 ± 0.0 (2)"),
         ((0.0, 0.0), "0 ± 0 (2)"),
@@ -88,7 +88,7 @@ def test_page(tmp_path: Path) -> None:
         "| method | test error (%) | parameters |\n"
         "| --- | ---: | ---: |\n"
         "| switches | 0.840 ± 0.040 (3) | 2,521 ± 75 (3) |\n"
-        "| magnitude \\| l1 | 1.5 (1) |  |\n" in second
+        "| magnitude \\| l1 | 1.50 (1) |  |\n" in second
     )
     assert "### MLP on MNIST" in second
     for fact in (
