@@ -3,8 +3,8 @@
     >>> load_function("model", "torch.nn:Linear", ModelError)
     <class 'torch.nn.modules.linear.Linear'>
 
-This is the only way that foreign code enters: a recipe cannot hold code, only the name of something that can
-be imported.
+This is the only way that foreign code enters: a recipe or a saved network cannot hold code, only the name of something
+that can be imported. Naming is calling, so whoever loads either trusts what it names.
 """
 
 from __future__ import annotations

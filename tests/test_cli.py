@@ -200,11 +200,13 @@ def test_export_passes_its_options_on(calls):
     assert call("export", "first").output == f"exported to {Path('made/by/export_point')}\n"
     assert call("export", "first", "--point", "3", "--out", "o", "--legacy").exit_code == 0
     assert call("export", "first", "--max-params", "500", "--overwrite").exit_code == 0
-    usual = {"out": None, "overwrite": False, "legacy": False}
+    assert call("export", "first", "--data-root", "here").exit_code == 0
+    usual = {"out": None, "overwrite": False, "legacy": False, "data_root": None}
     assert [(args, kwargs) for _, args, kwargs in calls] == [
         ((Path("first"),), {**usual, "point": None, "max_params": None}),
         ((Path("first"),), {**usual, "point": 3, "max_params": None, "out": Path("o"), "legacy": True}),
         ((Path("first"),), {**usual, "point": None, "max_params": 500, "overwrite": True}),
+        ((Path("first"),), {**usual, "point": None, "max_params": None, "data_root": "here"}),
     ]
 
 
@@ -235,6 +237,23 @@ def test_report_writes_the_report_of_each_run(calls):
     assert call("report", "first", "second", "--out", "o.html", "--overwrite").exit_code == 0
     assert calls[-1] == ("write_comparison", (tuple(runs), Path("o.html")), {"overwrite": True})
     assert complaint("report", "first", "--out", "o.html").startswith("expected two or more runs for --out")
+
+
+def test_report_of_a_whole_folder_leaves_out_what_is_no_finished_run(calls):
+    for name in ("second", "third"):
+        Path(name, "recipe.yaml").parent.mkdir(exist_ok=True)
+        Path(name, "recipe.yaml").write_text(SMALL)
+    Path("second/report.json").write_text("{}")
+    Path("comparison.html").write_text("")
+    result = call("report", "comparison.html", "first", "second", "third")
+    assert result.stderr == "left out: comparison.html is a comparison\nleft out: third has not ended\n"
+    assert [args for name, args, _ in calls if name == "write_report"] == [
+        (Path("first"),),
+        (Path("second"),),
+    ]
+    result = call("report", "third", "comparison.html")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.endswith("error: none of these runs has ended; resume one, and report then\n")
 
 
 def test_report_writes_nothing_where_one_folder_is_missing(calls):
@@ -433,7 +452,9 @@ def test_validate_estimates_time_and_memory(calls, monkeypatch):
     )
 
 
-def test_validate_estimates_a_search(calls):
+def test_validate_estimates_a_search(calls, monkeypatch):
+    monkeypatch.delitem(sys.modules, "sparsebayes.train")
+    monkeypatch.delitem(sys.modules, "sparsebayes.report")
     last = call("validate", "nas_bench201", "--preset", "smoke").output.splitlines()[-1]
     figures = r"about .+ of search and .+ of training on .+ \(.+ ms a step\), in about .+ [MG]B of memory"
     assert re.fullmatch(f"estimate   {figures}", last)

@@ -44,6 +44,7 @@ Examples:
 @click.option("--int8", is_flag=True, help="Also write model.int8.onnx, and measure what it costs.")
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier export in --out.")
 @click.option("--legacy", is_flag=True, help="Use the TorchScript-based ONNX exporter.")
+@click.option("--data-root", metavar="FOLDER", help="Where the data lie here, if not where the run had them.")
 def export(
     folder: Path,
     point: int | None,
@@ -52,6 +53,7 @@ def export(
     int8: bool,
     overwrite: bool,
     legacy: bool,
+    data_root: str | None,
 ) -> None:
     """Write a network of a RUN for use.
 
@@ -66,10 +68,16 @@ def export(
     from sparsebayes.train.export import export_point, quantize_export
 
     written = export_point(
-        folder, point=point, max_params=max_params, out=out, overwrite=overwrite, legacy=legacy
+        folder,
+        point=point,
+        max_params=max_params,
+        out=out,
+        overwrite=overwrite,
+        legacy=legacy,
+        data_root=data_root,
     )
     if int8:
-        click.echo(quantize_export(folder, written).describe())
+        click.echo(quantize_export(folder, written, data_root=data_root).describe())
     click.echo(f"exported to {written}")
 
 
@@ -156,7 +164,8 @@ def _onnx_files(targets: tuple[Path, ...]) -> dict[str, Path]:
                 raise RunError(
                     f"{target} holds no ONNX file; run with export.onnx=true, or export a point of it"
                 )
-            prefix = f"{target.name} " if len(targets) > 1 else ""
+            twice = sum(other.name == target.name for other in targets) > 1
+            prefix = f"{target if twice else target.name} " if len(targets) > 1 else ""
             files |= {prefix + name: path for name, path in present.items()}
         elif target.is_file():
             name = target.name if target.name not in files else str(target)
@@ -166,6 +175,7 @@ def _onnx_files(targets: tuple[Path, ...]) -> dict[str, Path]:
     return files
 
 
+COMPARISON = "comparison.html"
 _REPORT_EXAMPLES = """\b
 Examples:
   sparsebayes report runs/first
@@ -185,8 +195,10 @@ def report(folders: tuple[Path, ...], out: Path | None, overwrite: bool) -> None
     """Write the report of each RUN again, and compare several.
 
     As report.html and report.md in the run's folder. Of two or more runs, also one page with all their
-    networks in a table and a plot, and with what differs in their recipes.
+    networks in a table and a plot, and with what differs in their recipes. Among several, runs that have not
+    ended and earlier comparisons are left out.
     """
+    folders = _reported(folders)
     for folder in folders:
         arguments.require_run(folder)
     if out is not None and len(folders) == 1:
@@ -197,5 +209,22 @@ def report(folders: tuple[Path, ...], out: Path | None, overwrite: bool) -> None
         write_report(folder)
         click.echo(f"report: {folder / 'report.html'}")
     if len(folders) > 1:
-        target = out if out is not None else folders[0].parent / "comparison.html"
+        target = out if out is not None else folders[0].parent / COMPARISON
         click.echo(f"comparison: {write_comparison(folders, target, overwrite=overwrite)}")
+
+
+def _reported(folders: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Of several, as a shell's `runs/*` names them, those that are finished runs; the others are named."""
+    if len(folders) == 1:
+        return folders
+    left = []
+    for folder in folders:
+        if folder.is_dir() and (folder / "recipe.yaml").is_file() and not (folder / "report.json").is_file():
+            click.echo(f"left out: {folder} has not ended", err=True)
+        elif folder.is_file() and folder.name == COMPARISON:
+            click.echo(f"left out: {folder} is a comparison", err=True)
+        else:
+            left.append(folder)
+    if not left:
+        raise RunError("none of these runs has ended; resume one, and report then")
+    return tuple(left)

@@ -77,6 +77,8 @@ class Loader:
 
     Attributes:
         num_data: number of images in the set, N.
+        mean: as given.
+        std: as given.
 
     Raises:
         DataError: batch_size below 1, or above N with `drop_last`; unknown augmentation; mean and std that do
@@ -106,6 +108,7 @@ class Loader:
         if augment not in AUGMENTATIONS:
             raise DataError(unknown("augmentation", augment, AUGMENTATIONS))
         check_normalisation(tuple(mean), tuple(std), images.images.shape[1])
+        self.mean, self.std = tuple(mean), tuple(std)
         self.num_data = len(images)
         self.batch_size = batch_size
         self._images = images.images.to(device)

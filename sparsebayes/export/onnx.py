@@ -25,7 +25,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,6 +85,7 @@ def export_onnx(
     legacy: bool = False,
     opset: int | None = None,
     tolerance: float = TOLERANCE,
+    metadata: Mapping[str, str] | None = None,
 ) -> OnnxFile:
     """Write a network as an ONNX file with a free batch dimension, and hold the file against it.
 
@@ -103,6 +104,8 @@ def export_onnx(
             based one fails, and then refuses to trace a network that branches on its data.
         opset: ONNX operator set version; None leaves the choice to the exporter.
         tolerance: largest accepted max |y' - y| / max |y|.
+        metadata: what the file says of itself, for whoever serves it; onnxruntime shows it as
+            `session.get_modelmeta().custom_metadata_map`.
 
     Returns:
         The file's path, size in bytes, exporter, opset and measured error.
@@ -124,6 +127,11 @@ def export_onnx(
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
             draft = Path(folder) / "model.onnx"
             file = _write_checked(network, reference, draft, legacy=legacy, opset=opset)
+            if metadata:
+                proto = onnx.load(str(draft))
+                onnx.helper.set_model_props(proto, dict(metadata))
+                size = draft.write_bytes(proto.SerializeToString(deterministic=True))
+                file = dataclasses.replace(file, bytes=size)
             draft.replace(target)
     except OSError as error:
         raise RunError(f"the ONNX file {target} cannot be written ({error.strerror or error})") from error

@@ -4,8 +4,8 @@
     >>> model = load_model("out")
 
 The architecture names the builder of the dense network; loading builds that, gives it the compact shapes and
-fills in the values. Nothing in the files is executed except a builder that is written out as
-"package.module:function".
+fills in the values. No code is in the files; a builder that is written out as "package.module:function" is called, so
+load such files from people that you trust.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ Linear(in_features=3, out_features=4, bias=True)
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,13 +46,14 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
         The network, as its builder leaves it: in training mode, on the CPU.
 
     Raises:
-        ModelError: unknown name; module or function not found; an option that the builder does not take, or
-            lacks; the builder fails, or returns something that is not an `nn.Module`.
+        ModelError: unknown name; module or function not found, or not made to build networks; an option that the
+            builder does not take, or lacks; the builder fails, or returns something that is not an `nn.Module`.
     """
     if name.startswith(PREFIX):
         return build_classifier(name.removeprefix(PREFIX), dict(options or {}))
     if ":" in name:
         builder = load_function("model", name, ModelError)
+        _refuse_other_code(name, builder)
     elif name in MODELS:
         builder = MODELS[name]
     else:
@@ -61,3 +64,16 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {name!r} must return a torch.nn.Module, got {type(model).__name__}")
     return model
+
+
+def _refuse_other_code(name: str, builder: Callable[..., Any]) -> None:
+    """Refuse what cannot be a builder before it is called: a saved network may come from anybody."""
+    roots = {name.partition(":")[0].partition(".")[0]}
+    if inspect.isroutine(builder) or isinstance(builder, type):  # also where another module has imported it
+        roots.add(str(builder.__module__ or "").partition(".")[0])
+    is_other_class = isinstance(builder, type) and not issubclass(builder, nn.Module)
+    if is_other_class or roots & sys.stdlib_module_names:
+        raise ModelError(
+            f"model {name!r} is no builder of networks; name a subclass of torch.nn.Module, or a function of your own "
+            "that returns one"
+        )

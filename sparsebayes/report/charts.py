@@ -180,7 +180,8 @@ def cycle_figures(run: Run) -> tuple[Figure, ...]:
             "Strength", [Series("strength", strength)], x_label="cycle", y_label="strength T", log_y=True
         )
         caption = "A group goes when its switch is worth less than about T nats of evidence."
-        figures.append(Figure("Strength", chart, caption))
+        judged = _judged_by(run.recipe) == "evidence"
+        figures.append(Figure("Strength", chart, caption if judged else ""))
     return tuple(figures)
 
 
@@ -221,8 +222,8 @@ def evidence_figures(run: Run) -> tuple[Figure, ...]:
     """Histograms of evidence and gamma over the groups of the last removal.
 
     Where gamma was not recorded it is taken from the evidence: at its fixed point the prior variance of a
-    switch that stands at 1 is max(1 - 1 / evidence, 0). Baselines (magnitude, Taylor, random) have scores
-    that only order the groups, so there is nothing to show for them.
+    switch that stands at 1 is max(1 - 1 / evidence, 0). Other scores (magnitude, Taylor, random), rules and posteriors
+    have numbers of other meanings, so there is nothing to show for them.
 
     Args:
         run: the run's records.
@@ -230,7 +231,7 @@ def evidence_figures(run: Run) -> tuple[Figure, ...]:
     Returns:
         A figure for each of the two that is known and has a positive value.
     """
-    if run.evidence is None or not _judged_by_evidence(run.recipe):
+    if run.evidence is None or _judged_by(run.recipe) != "evidence":
         return ()
     evidence, gamma = run.evidence.evidence, run.evidence.gamma
     figures = []
@@ -263,10 +264,20 @@ def evidence_figures(run: Run) -> tuple[Figure, ...]:
     return tuple(figures)
 
 
-def _judged_by_evidence(recipe: str | None) -> bool:
-    """Whether the groups were ranked by evidence; a recipe that cannot be read speaks for no other score."""
-    prune = recipe_values(recipe).get("prune")
-    return not isinstance(prune, dict) or prune.get("score", "evidence") == "evidence"
+def _judged_by(recipe: str | None) -> str:
+    """What the groups were judged by: "evidence", another score, another rule, or another posterior than laplace.
+
+    A recipe that cannot be read speaks for evidence.
+    """
+    values = recipe_values(recipe)
+    plain = {"posterior": "laplace", "prune.score": "evidence", "prior.rule": "evidence"}
+    for key, usual in plain.items():
+        section, _, name = key.rpartition(".")
+        part = values.get(section) if section else values
+        found = part.get(name, usual) if isinstance(part, dict) else usual
+        if found != usual:
+            return str(found)
+    return "evidence"
 
 
 def _series(

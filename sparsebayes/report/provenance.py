@@ -50,7 +50,11 @@ def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide on figures and speed."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
-        versions[name] = importlib.metadata.version(name)
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            # onnxruntime-gpu, for one, is onnxruntime by another name.
+            versions[name] = str(getattr(importlib.import_module(name), "__version__", "unknown"))
     return versions
 
 

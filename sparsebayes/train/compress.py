@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebayes.cost import cost
+from sparsebayes.errors import NumericsError
 from sparsebayes.export.saved import load_model, save_model
 from sparsebayes.files import make_folder
 from sparsebayes.prune.architecture import architecture_of
@@ -80,6 +81,7 @@ class Compressor:
         self.points: list[Point] = read_front(folder / "pareto.json")
         self.seconds: dict[str, float] = {}
         self.watch = Stopwatch()
+        self._phase: tuple[str, float] | None = None
         self._build = build
         self._record = record
         self._reporter = reporter
@@ -95,7 +97,8 @@ class Compressor:
             The chosen point; its network is in ``points/K``.
 
         Raises:
-            NumericsError: If training collapses.
+            NumericsError: If training collapses before there is a smaller network; later on the run ends with those
+                that there are.
             ModelError: If the network cannot be traced or compacted.
         """
         if not self.points:
@@ -114,12 +117,21 @@ class Compressor:
         model = load_model(folder).to(self._device)
         return fast_layout_(model), replace(lineage, masks=masks)
 
+    def elapsed(self) -> dict[str, float]:
+        """Seconds of each phase, those of the phase that goes on included."""
+        seconds = dict(self.seconds)
+        if self._phase is not None:
+            name, start = self._phase
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+        return seconds
+
     def _timed(self, name: str, phase: Callable[[], None]) -> None:
-        start = time.perf_counter()
+        self._phase = (name, time.perf_counter())
         try:
             phase()
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.seconds = self.elapsed()
+            self._phase = None
 
     def _pretrain(self) -> None:
         model = self._build()
@@ -184,7 +196,13 @@ class Compressor:
                 seed=recipe.seed,
                 reference=self.points[-1].heldout_loss,
             )
-            result = self._fit(model, phase, lineage.masks)
+            try:
+                result = self._fit(model, phase, lineage.masks)
+            except NumericsError as error:
+                if number == 1:
+                    raise
+                self._reporter.line(f"{error}; the cycles end with the network before it")
+                break
             self._add_point(model, lineage, result, removal.selection)
         if recipe.prune.budget is not None:
             self._reporter.line(
@@ -227,16 +245,19 @@ class Compressor:
             keep_best=True,
             reference=point.heldout_loss,
         )
-        result = self._fit(model, phase, lineage.masks)
-        new = replace(
-            point,
-            heldout_loss=result.loss,
-            standard_error=result.standard_error,
-            heldout_error=result.error,
-            finetuned=True,
-            untuned_loss=point.heldout_loss,
-        )
-        self._save_network(new.point, model, lineage)
+        new = replace(point, finetuned=True, untuned_loss=point.heldout_loss)
+        try:
+            result = self._fit(model, phase, lineage.masks)
+        except NumericsError as error:
+            self._reporter.line(f"{error}; the network stays as its cycle left it")
+        else:
+            new = replace(
+                new,
+                heldout_loss=result.loss,
+                standard_error=result.standard_error,
+                heldout_error=result.error,
+            )
+            self._save_network(new.point, model, lineage)
         self.points = replace_point(self.points, new)
         write_front(self.folder / "pareto.json", self.points)
         self._reporter.line(f"fine-tuned point {new.point}: {new.describe()}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -16,13 +18,15 @@ from sparsebayes.files import copy_file, make_folder, write_atomically
 from sparsebayes.recipe import SearchRecipe
 from sparsebayes.train.folder import recorded_recipe
 from sparsebayes.train.front import choose, read_front
+from sparsebayes.train.measuring import input_metadata
 from sparsebayes.train.seeding import derive_seed
 from sparsebayes.train.setup import EVALUATION_BATCH, example_of
 from sparsebayes.words import milliseconds, percent, ratio, size
 
 __all__ = ["Quantized", "export_point", "quantize_export"]
 
-EXPORTED = ("model.safetensors", "architecture.json", "model.onnx", "model.int8.onnx", "quantization.json")
+INT8 = ("model.int8.onnx", "quantization.json")
+EXPORTED = ("model.safetensors", "architecture.json", "model.onnx", *INT8)
 """All that an export writes, and all that --overwrite replaces."""
 CALIBRATION_IMAGES = 512
 LATENCY_BATCHES = (1, 64)
@@ -36,6 +40,7 @@ def export_point(
     out: Path | None = None,
     overwrite: bool = False,
     legacy: bool = False,
+    data_root: str | None = None,
 ) -> Path:
     """Export any network of a run's front as its own folder; of a search that compressed nothing, the one it found.
 
@@ -46,6 +51,7 @@ def export_point(
         out: Where to, a new or empty folder; None: ``RUN/export-K`` or ``RUN/export-found``, which is written anew.
         overwrite: Let `out` hold files of an earlier export, which are replaced.
         legacy: Use the TorchScript-based exporter.
+        data_root: Folder of the data, for the shape of an image; None: as the run's recipe says.
 
     Returns:
         The folder with model.safetensors, architecture.json and model.onnx.
@@ -58,17 +64,37 @@ def export_point(
     _require_room(target, overwrite or out is None)
     recipe = recorded_recipe(run_dir)
     model = load_model(source)
-    example = example_of(load(recipe.data.name, root=recipe.data.root), torch.device("cpu"))
+    dataset = load(recipe.data.name, root=data_root or recipe.data.root)
+    example = example_of(dataset, torch.device("cpu"))
+    make_folder(target)
     try:
-        for name in EXPORTED:
-            (target / name).unlink(missing_ok=True)  # of another point, they would not belong together
+        _clear(target, source)
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror or error}") from None
-    make_folder(target)
+    metadata = input_metadata(dataset.mean, dataset.std)
+    export_onnx(model, example, target / "model.onnx", legacy=legacy, metadata=metadata)
     for name in ("model.safetensors", "architecture.json"):
         copy_file(source / name, target / name)
-    export_onnx(model, example, target / "model.onnx", legacy=legacy)
     return target
+
+
+def _clear(target: Path, source: Path) -> None:
+    """Delete what a kill left of an export, and the 8-bit file of another network."""
+    for path in target.iterdir():
+        if _is_left_over(path.name):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    weights = target / "model.safetensors"
+    if not weights.is_file() or weights.read_bytes() != (source / weights.name).read_bytes():
+        for name in INT8:
+            (target / name).unlink(missing_ok=True)
+
+
+def _is_left_over(name: str) -> bool:
+    """Whether a kill in the middle of an export leaves a file or folder of that name."""
+    return any(fnmatch(name, pattern) for pattern in (".model*.onnx-*", ".*.part"))
 
 
 def _network_folder(run_dir: Path, point: int | None, max_params: int | None) -> Path:
@@ -99,6 +125,7 @@ def _require_room(target: Path, overwrite: bool) -> None:
         names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
     except OSError as error:
         raise RunError(f"cannot read {target}: {error.strerror or error}") from None
+    names = [name for name in names if not _is_left_over(name)]
     foreign = [name for name in names if name not in EXPORTED]
     if foreign:
         raise RunError(f"{target} holds {foreign[0]!r}, which no export writes; give a new folder as --out")
@@ -154,7 +181,7 @@ class Quantized:
         return "\n".join(lines)
 
 
-def quantize_export(run_dir: Path, folder: Path) -> Quantized:
+def quantize_export(run_dir: Path, folder: Path, *, data_root: str | None = None) -> Quantized:
     """Write ``model.int8.onnx`` beside an exported ``model.onnx``, and measure both.
 
     The ranges of the activations come from training images as they are; nothing is chosen by the test set, on which
@@ -163,6 +190,7 @@ def quantize_export(run_dir: Path, folder: Path) -> Quantized:
     Args:
         run_dir: The run, whose data are used.
         folder: What `export_point` wrote.
+        data_root: Folder of the data; None: as the run's recipe says.
 
     Returns:
         The comparison, also written to ``quantization.json``.
@@ -171,7 +199,7 @@ def quantize_export(run_dir: Path, folder: Path) -> Quantized:
         SparseBayesError: If the data are not there, or onnxruntime cannot quantize or run the network.
     """
     recipe = recorded_recipe(run_dir)
-    dataset = load(recipe.data.name, root=recipe.data.root)
+    dataset = load(recipe.data.name, root=data_root or recipe.data.root)
     generator = torch.Generator().manual_seed(derive_seed(recipe.seed, "calibration"))
     some = torch.randperm(len(dataset.train), generator=generator)[:CALIBRATION_IMAGES]
     images, _ = _normalised(dataset, dataset.train.subset(some))

@@ -43,7 +43,7 @@ def open_folder(recipe: AnyRecipe, out: Path | None, resume: Path | None, overwr
     if resume is not None:
         if not (resume / "recipe.yaml").is_file():
             raise RunError(f"{resume} is not a run folder: expected recipe.yaml in it")
-        different = _differences(_without_paths(recorded_recipe(resume)), _without_paths(recipe))
+        different = _differences(_of_training(recorded_recipe(resume)), _of_training(recipe))
         if different:
             more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
             raise RunError(
@@ -51,8 +51,11 @@ def open_folder(recipe: AnyRecipe, out: Path | None, resume: Path | None, overwr
                 "resume it with the same ones"
             )
         refuse_running(resume)
+        write_atomically(resume / "recipe.yaml", _recorded(recipe))
         return resume
-    folder = out or Path(recipe.out) / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if out is None:
+        return _new_folder(recipe)
+    folder = out
     try:
         if folder.exists() and any(folder.iterdir()) if folder.is_dir() else folder.exists():
             if not (overwrite and _is_run(folder)):
@@ -71,6 +74,23 @@ def open_folder(recipe: AnyRecipe, out: Path | None, resume: Path | None, overwr
         write_atomically(folder / "recipe.yaml", _recorded(recipe))
     except OSError as error:
         raise RunError(f"cannot write the run folder {folder}: {error.strerror or error}") from None
+    return folder
+
+
+def _new_folder(recipe: AnyRecipe) -> Path:
+    """A folder named after the recipe and the time; with a number behind it where another run began in that second."""
+    first = Path(recipe.out) / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder, number = first, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            number += 1
+            folder = first.with_name(f"{first.name}-{number}")
+        except OSError as error:
+            raise RunError(f"cannot write the run folder {folder}: {error.strerror or error}") from None
+    write_atomically(folder / "recipe.yaml", _recorded(recipe))
     return folder
 
 
@@ -150,8 +170,16 @@ def _recorded(recipe: AnyRecipe) -> str:
     return dump_recipe(recipe.model_copy(update={"presets": {}}))
 
 
+def _of_training(recipe: AnyRecipe) -> dict[str, Any]:
+    """What must be equal for a run to be resumed: all but where it runs, where its files lie and what it exports."""
+    content = _without_paths(recipe)
+    for key in ("export", "evaluate"):
+        content.pop(key)
+    return content
+
+
 def _without_paths(recipe: AnyRecipe) -> dict[str, Any]:
-    """What must be equal for a run to be resumed: all but where it runs and where its files lie."""
+    """What must be equal for a finished run to be the one that is asked for."""
     content = recipe.model_dump(mode="json")
     for key in ("out", "device", "threads", "presets"):
         content.pop(key)

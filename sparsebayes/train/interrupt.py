@@ -1,4 +1,4 @@
-"""SIGTERM as Ctrl-C while a run works, so that both leave a folder to resume from."""
+"""SIGTERM, and the end of the terminal, as Ctrl-C while a run works, so that all leave a folder to resume from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ __all__ = ["terminable"]
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C within the block; in another thread than the main one, do nothing."""
+    """Treat SIGTERM and SIGHUP as Ctrl-C within the block; in another thread than the main one, do nothing.
+
+    Under `nohup` the end of the terminal stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -23,8 +26,12 @@ def terminable() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not on Windows
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,22 @@ from sparsebayes.recipe import AnyRecipe
 from sparsebayes.report.provenance import library_versions, machine_hardware
 from sparsebayes.train.evaluation import evaluate
 
-__all__ = ["export_networks", "figures", "write_environment"]
+__all__ = ["export_networks", "figures", "input_metadata", "write_environment"]
+
+
+def input_metadata(mean: Sequence[float], std: Sequence[float]) -> dict[str, str]:
+    """What an ONNX file says of its input and output, since normalising is no part of the network.
+
+    Args:
+        mean: Of each channel, for pixels scaled to 0..1.
+        std: Standard deviation of the same.
+    """
+    return {
+        "input": "float32 [batch, channels, height, width]: (pixel / 255 - mean) / std, by channel",
+        "mean": json.dumps(list(mean)),
+        "std": json.dumps(list(std)),
+        "output": "float32 [batch, classes]: logits",
+    }
 
 
 def figures(model: nn.Module, test: Loader, example: Tensor, params: int | None = None) -> dict[str, Any]:
@@ -69,7 +84,12 @@ def export_networks(
     images = next(iter(test))[0].cpu()
     for name, model in networks.items():
         written = export_onnx(
-            model, images[:1], files[name], legacy=recipe.export.legacy, opset=recipe.export.opset
+            model,
+            images[:1],
+            files[name],
+            legacy=recipe.export.legacy,
+            opset=recipe.export.opset,
+            metadata=input_metadata(test.mean, test.std),
         )
         error = check_onnx(files[name], model, images)
         report[name].update(onnx_bytes=written.bytes, onnx_exporter=written.exporter, onnx_error=error)

@@ -29,7 +29,7 @@ from sparsebayes.train.progress import Reporter
 from sparsebayes.train.removal import dense_groups
 from sparsebayes.train.results import results
 from sparsebayes.train.search_run import run_search
-from sparsebayes.train.setup import check_model, make_builder, make_loaders, resolve_device
+from sparsebayes.train.setup import check_export, check_model, make_builder, make_loaders, resolve_device
 from sparsebayes.train.trouble import machine_trouble
 
 __all__ = ["run_recipe"]
@@ -72,6 +72,7 @@ def _run_compression(
     """Check that the recipe can be carried out, and compress; the arguments are those of `run_recipe`."""
     refuse_contradictions(recipe)
     is_first = join(recipe)
+    check_export(recipe)
     device = resolve_device(recipe.device)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
@@ -84,7 +85,7 @@ def _run_compression(
     groups = dense_groups(recipe, model, loaders.example)
     if recipe.posterior != "laplace":
         check_gates(groups.grouping)
-    opened = shared_folder(lambda: open_folder(recipe, out, resume or _begun(out), overwrite))
+    opened = shared_folder(lambda: open_folder(recipe, out, resume or _begun(out, overwrite), overwrite))
     with opened as folder, locked(folder), Reporter(quiet=quiet or not is_first) as reporter, terminable():
         reporter.line(f"run folder {folder}")
         metrics = folder / "metrics.jsonl"
@@ -92,6 +93,8 @@ def _run_compression(
 
         def record(row: dict[str, Any]) -> None:
             append_line(metrics, json.dumps(row))
+            # With every epoch: a kill leaves no time to do it.
+            write_seconds(folder, compressor.elapsed(), compressor.watch.now())
 
         compressor = Compressor(recipe, loaders, make, folder, record, reporter, groups)
         compressor.seconds, compressor.watch.seconds = read_seconds(folder)
@@ -120,7 +123,9 @@ def _run_compression(
     return folder
 
 
-def _begun(out: Path | None) -> Path | None:
+def _begun(out: Path | None, overwrite: bool) -> Path | None:
     """The run folder to go on with after torchrun has restarted all processes; None at the first start."""
-    begun = out is not None and launched().restarts > 0 and (out / "recipe.yaml").is_file()
-    return out if begun else None
+    if out is None or launched().restarts == 0 or not (out / "recipe.yaml").is_file():
+        return None
+    # A finished one that was to be replaced is not ours: a process died before that.
+    return None if overwrite and (out / "report.json").is_file() else out

@@ -117,6 +117,7 @@ class _SearchRun:
         self._metrics = folder / "metrics.jsonl"
         self._seconds, work = read_seconds(folder)
         self._watch = Stopwatch(work)
+        self._phase: tuple[str, float] | None = None
         self._searcher = Searcher(
             setting.recipe,
             setting.supernet,
@@ -147,13 +148,24 @@ class _SearchRun:
 
     def _record(self, row: dict[str, Any]) -> None:
         append_line(self._metrics, json.dumps(row))
+        # With every epoch: a kill leaves no time to do it.
+        write_seconds(self._folder, self._elapsed(), self._watch.now())
+
+    def _elapsed(self) -> dict[str, float]:
+        """Seconds of each phase, those of the phase that goes on included."""
+        seconds = dict(self._seconds)
+        if self._phase is not None:
+            name, start = self._phase
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+        return seconds
 
     def _timed(self, name: str, work: Callable[[], Result]) -> Result:
-        start = time.perf_counter()
+        self._phase = (name, time.perf_counter())
         try:
             return work()
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+            self._seconds = self._elapsed()
+            self._phase = None
             write_seconds(self._folder, self._seconds, self._watch.seconds)
 
     def _genotype(self) -> Genotype:

@@ -21,7 +21,7 @@ from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.search import SearchLoaders, check_batch
 from sparsebayes.train.search_methods import method_name
 from sparsebayes.train.seeding import derive_seed
-from sparsebayes.train.setup import make_loaders, resolve_device
+from sparsebayes.train.setup import check_export, make_loaders, resolve_device
 
 __all__ = ["Setting", "check_images", "check_size", "checked_space", "read_table", "set_up"]
 
@@ -56,6 +56,7 @@ def set_up(recipe: SearchRecipe) -> Setting:
         ModelError: images that the supernet cannot take.
     """
     section, space = recipe.search, checked_space(recipe)
+    check_export(recipe)
     device = resolve_device(recipe.device)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import onnx
 import torch
 from torch import nn
 
@@ -16,7 +17,7 @@ from sparsebayes.train.evaluation import check_logits
 from sparsebayes.train.loaders import Loaders
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["check_model", "example_of", "make_builder", "make_loaders", "resolve_device"]
+__all__ = ["check_export", "check_model", "example_of", "make_builder", "make_loaders", "resolve_device"]
 
 EVALUATION_BATCH = 1000
 """Images of one evaluation step: large enough to be fast, small enough for any memory."""
@@ -29,6 +30,19 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise RecipeError("device is cuda, but this PyTorch sees no CUDA device; use --device cpu or auto")
     return torch.device(name)
+
+
+def check_export(recipe: AnyRecipe) -> None:
+    """Refuse an operator set that no file can have, before hours of training.
+
+    Raises:
+        RecipeError: `export.opset` is newer than the installed onnx.
+    """
+    opset, newest = recipe.export.opset, onnx.defs.onnx_opset_version()
+    if recipe.export.onnx and opset is not None and opset > newest:
+        raise RecipeError(
+            f"export.opset is {opset}, but the installed onnx knows {newest} at most; lower it, or null"
+        )
 
 
 def make_loaders(recipe: AnyRecipe, dataset: Dataset, device: torch.device) -> tuple[Loaders, Loader]:

@@ -52,6 +52,11 @@ class Stopwatch:
             self._charge()
             self._kinds.pop()
 
+    def now(self) -> dict[str, float]:
+        """Seconds by kind of work, those of the work that goes on included."""
+        self._charge()
+        return dict(self.seconds)
+
     def _charge(self) -> None:
         """Charge the time since the last change of work to the work that ends or is left here."""
         # What was only queued would count as the next work.

@@ -46,8 +46,10 @@ def test_a_function_of_the_user() -> None:
             {"in_channels": 1, "out_channels": 3, "kernel_size": 3, "groups": 2},
             "failed with opt",
         ),
-        ("builtins:dict", {}, "model 'builtins:dict' must return a torch.nn.Module, got dict"),
-        ("os:getcwd", {}, "must return a torch.nn.Module, got str"),
+        ("builtins:dict", {}, "model 'builtins:dict' is no builder of networks; name a subclass of"),
+        ("os:getcwd", {}, "model 'os:getcwd' is no builder of networks"),
+        ("torch.utils.data:TensorDataset", {}, "is no builder of networks"),
+        ("numpy:prod", {"a": [1.0]}, "must return a torch.nn.Module, got float64"),
     ],
 )
 def test_every_mistake_is_answered(name: str, options: dict[str, object], text: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sparsebayes.errors import RunError
 from sparsebayes.report.benchmarks import Benchmark, Row, mean_and_sd, read_benchmark, render_page, write_rows
@@ -176,6 +178,18 @@ def test_provenance(tmp_path: Path) -> None:
     assert "cores" in machine_hardware()
     assert {"python", "torch", "onnxruntime"} <= set(library_versions())
     assert git_commit(tmp_path) == "unknown"
+
+
+def test_a_library_under_another_distribution_has_its_own_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "torch":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert library_versions()["torch"] == torch.__version__
 
 
 def test_commit_says_whether_files_were_changed(tmp_path: Path) -> None:

@@ -207,8 +207,11 @@ def test_gamma_follows_from_the_evidence_where_it_was_not_recorded(tmp_path: Pat
     text = " ".join(" ".join(Collector(write_report(tmp_path).read_text()).texts).split())
     assert "5 groups, 3 above 1 and kept by the rule. 1 without a positive value are not drawn." in text
     assert "2 of 5 groups stand at 0 and are not drawn. From the evidence" in text
-    (tmp_path / "recipe.yaml").write_text("prune: {score: magnitude}\n")
-    assert "evidence z" not in write_report(tmp_path).read_text()
+    assert "evidence z" in write_report(tmp_path).read_text()
+    for other in ("prune: {score: magnitude}", "prior: {rule: entropy}", "posterior: variational_dropout"):
+        (tmp_path / "recipe.yaml").write_text(other + "\n")
+        page = write_report(tmp_path).read_text()
+        assert "evidence z" not in page and "nats of evidence" not in page
 
 
 def test_damaged_folder_leaves_the_old_report(tmp_path: Path) -> None:

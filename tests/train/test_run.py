@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 
@@ -15,10 +18,19 @@ from sparsebayes.groups import UnitGraph, trace_units
 from sparsebayes.prune import Selection
 from sparsebayes.recipe import Recipe, dump_recipe, parse_recipe
 from sparsebayes.report import read_report
-from sparsebayes.train import compress, phase_checkpoints, removal, run
+from sparsebayes.train import compress, measuring, phase_checkpoints, removal, run
 from sparsebayes.train.export import export_point, quantize_export
-from sparsebayes.train.folder import mend_lines_, open_folder, settle_lines_
+from sparsebayes.train.fit import Phase
+from sparsebayes.train.folder import (
+    is_finished,
+    mend_lines_,
+    open_folder,
+    read_seconds,
+    recorded_recipe,
+    settle_lines_,
+)
 from sparsebayes.train.front import read_front
+from sparsebayes.train.interrupt import terminable
 from sparsebayes.train.lock import locked
 from sparsebayes.train.run import run_recipe
 
@@ -178,6 +190,108 @@ def test_interrupted_and_resumed_run_ends_in_the_same_numbers(
         assert torch.equal(value, weights(resumed)[name]), name
 
 
+def test_a_run_that_could_not_be_exported_is_resumed_with_other_exports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_exporter(*arguments: object, **options: object) -> None:
+        raise ModelError("neither exporter could write it")
+
+    write = measuring.export_onnx
+    monkeypatch.setattr(measuring, "export_onnx", no_exporter)
+    with pytest.raises(ModelError, match="neither exporter could write it"):
+        run_recipe(recipe(), out=Path("run"), quiet=True)
+    points = read_front(Path("run/pareto.json"))
+    without = recipe("export.onnx=false")
+    assert report_of(run_recipe(without, resume=Path("run"), quiet=True))["compact"]["onnx_bytes"] is None
+    assert recorded_recipe(Path("run")) == without
+    # What is asked for is another report, so a finished run is not the one that is asked for.
+    assert is_finished(Path("run"), without) and not is_finished(Path("run"), recipe())
+    monkeypatch.setattr(measuring, "export_onnx", write)
+    assert report_of(run_recipe(recipe(), resume=Path("run"), quiet=True))["compact"]["onnx_bytes"] > 0
+    assert read_front(Path("run/pareto.json")) == points
+    with pytest.raises(RecipeError, match=r"export\.opset is 30, but the installed onnx knows \d+ at most"):
+        run_recipe(recipe("export.opset=30"), out=Path("other"), quiet=True)
+    assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("collapses", ["cycle 2", "finetune 4"])
+def test_a_network_that_collapses_late_ends_no_run(
+    collapses: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = compress.fit_
+
+    def fit_or_collapse(
+        model: torch.nn.Module, train: object, heldout: object, phase: Phase, *rest, **options
+    ):
+        if phase.name == collapses:
+            raise NumericsError(f"the network collapsed in phase {phase.name!r}")
+        return fit(model, train, heldout, phase, *rest, **options)
+
+    monkeypatch.setattr(compress, "fit_", fit_or_collapse)
+    quick = recipe("export.onnx=false", "prior.strength=1000.0")
+    folder = run_recipe(quick, out=Path("run"))
+    assert f"the network collapsed in phase {collapses!r}; the " in capsys.readouterr().out
+    points = read_front(folder / "pareto.json")
+    assert len(points) == (2 if collapses == "cycle 2" else 5)
+    chosen = report_of(folder)["chosen_point"]
+    assert points[chosen].finetuned and chosen == len(points) - 1
+    if collapses != "cycle 2":  # as its cycle left it
+        assert points[chosen].heldout_loss == points[chosen].untuned_loss
+    collapses = "cycle 1"
+    with pytest.raises(NumericsError, match="collapsed in phase 'cycle 1'"):
+        run_recipe(quick, out=Path("second"), quiet=True)
+
+
+def test_the_time_of_a_killed_run_is_known_up_to_its_last_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, float]] = []
+    append = run.append_line
+
+    def look(path: Path, line: str) -> None:
+        append(path, line)
+        if (path.parent / "seconds.json").is_file():
+            phases, work = read_seconds(path.parent)
+            seen.append({**phases, "all": sum(work.values())})
+
+    monkeypatch.setattr(run, "append_line", look)
+    run_recipe(recipe("export.onnx=false"), out=Path("run"), quiet=True)
+    assert set(seen[0]) == {"pretrain", "all"} and set(seen[-1]) == {"pretrain", "cycles", "finetune", "all"}
+    assert all(before["all"] <= after["all"] for before, after in pairwise(seen))
+    assert seen[0]["pretrain"] < seen[1]["pretrain"]
+
+
+def test_runs_that_begin_in_the_same_second_get_folders_of_their_own() -> None:
+    folders = [open_folder(recipe(f"seed={seed}"), None, None, False) for seed in range(3)]
+    assert len(set(folders)) == 3
+    assert [recorded_recipe(folder).seed for folder in folders] == [0, 1, 2]
+
+
+def test_a_restart_goes_on_with_the_run_that_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = open_folder(recipe(), Path("run"), None, False)
+    assert run._begun(folder, False) is None
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    assert run._begun(folder, True) == folder and run._begun(Path("other"), True) is None
+    (folder / "report.json").write_text("{}")  # of a run that was to be replaced
+    assert run._begun(folder, True) is None and run._begun(folder, False) == folder
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_the_end_of_the_terminal_is_an_interruption(name: str) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), terminable():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) == before
+    signal.signal(number, signal.SIG_IGN)
+    try:
+        if name == "SIGHUP":  # as nohup asks for
+            with terminable():
+                signal.raise_signal(number)
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
 def test_a_line_that_a_kill_cut_short_is_dropped() -> None:
     path = Path("metrics.jsonl")
     path.write_text('{"phase": "a"}\n{"pha')
@@ -232,7 +346,9 @@ def test_any_point_can_be_exported() -> None:
     points = read_front(folder / "pareto.json")
     target = export_point(folder, point=1, legacy=True)
     assert sum(p.numel() for p in sparsebayes.load(target).parameters()) == points[1].params
-    assert (target / "model.onnx").stat().st_size > 0
+    # Normalising is no part of the network, so the file says how it is done.
+    says = onnxruntime.InferenceSession(target / "model.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(says["mean"]) == [0.3] and "(pixel / 255 - mean) / std" in says["input"]
     small = export_point(folder, max_params=points[-1].params, out=Path("small"), legacy=True)
     assert sum(p.numel() for p in sparsebayes.load(small).parameters()) == points[-1].params
     with pytest.raises(RunError, match="has no point 99"):
@@ -255,7 +371,18 @@ def test_an_export_never_touches_what_it_did_not_write() -> None:
     export_point(folder, point=0, out=Path("empty"), legacy=True)
     with pytest.raises(RunError, match="empty holds an export already; give another --out, or --overwrite"):
         export_point(folder, point=1, out=Path("empty"), legacy=True)
+    # What a kill in the middle leaves is no obstacle, and no network is without the file that belongs to it.
+    Path("empty/.model.onnx-abcd").mkdir()
+    Path("empty/.architecture.json.7.part").write_text("{")
+    Path("empty/model.int8.onnx").write_text("of point 0")
+    export_point(folder, point=0, out=Path("empty"), overwrite=True, legacy=True)
+    assert Path("empty/model.int8.onnx").is_file()
     export_point(folder, point=1, out=Path("empty"), overwrite=True, legacy=True)
+    assert sorted(path.name for path in Path("empty").iterdir()) == [
+        "architecture.json",
+        "model.onnx",
+        "model.safetensors",
+    ]
     points = read_front(folder / "pareto.json")
     assert sum(p.numel() for p in sparsebayes.load("empty").parameters()) == points[1].params
 
