@@ -168,16 +168,3 @@ class ArchitectureSamplingSection(Section):
         le=10_000,
         description="Training batches that batch norm is estimated anew on for each; 0: as trained.",
     )
-    finalists: int = Field(
-        default=0,
-        ge=0,
-        le=1000,
-        description="So many of the best, the method's own among them, are trained afresh in the supernet's size, and "
-        "the lowest held-out loss decides; 0: the comparison does.",
-    )
-    finalist_epochs: int = Field(
-        default=2,
-        ge=1,
-        le=10_000,
-        description="Passes over the supernet's training images for each finalist.",
-    )

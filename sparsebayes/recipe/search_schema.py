@@ -325,16 +325,6 @@ class SearchRecipe(Section):
                 "sampling.judge is heldout, but the supernet of posterior natural_gradient mixes the operations of an "
                 "edge, so that no cell has weights of its own; set it to proxies"
             )
-        if sampling.finalists and min(sampling.finalists, self.num_draws) == 1:
-            raise RecipeError(
-                f"sampling.finalists is {sampling.finalists} of {self.num_draws} architectures of {self._method}, "
-                "which leaves nothing to compare; set it to 0, or it and sampling.count to more than 1"
-            )
-        if not sampling.finalists and sampling.finalist_epochs != default.finalist_epochs:
-            raise RecipeError(
-                "sampling.finalist_epochs says how long finalists are trained, but there are none; leave it out, or "
-                "set sampling.finalists"
-            )
         gaussian = self.natural_gradient
         if gaussian.initial_precision < gaussian.prior_precision:
             raise RecipeError(

@@ -10,8 +10,7 @@
                          better, image by image, by more than two standard errors
 
 Any method but natural_gradient may be judged either way (`sampling.judge`), and what the search found the operations to
-be worth may be one of the scores that are ranked (`posterior` in `sampling.proxies`). Where `sampling.finalists` asks
-for it, the best are then trained for a short while, and that decides (`sparsebayes.train.finalists`).
+be worth may be one of the scores that are ranked (`posterior` in `sampling.proxies`).
 
 The method's own decision is the first candidate in all of them. What was compared is one row of metrics.jsonl (phase
 "sample"): held-out losses, from which the report draws the best of n against n, or the proxies' values. The
@@ -46,12 +45,10 @@ from sparsebayes.nas.switches import Switch, SwitchTable
 from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.train.batch_norm import reestimate_
 from sparsebayes.train.evaluation import evaluate, image_losses
-from sparsebayes.train.finalists import finalists_of, train_finalists
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.search import SearchLoaders, WithSwitches, decision_of
 from sparsebayes.train.search_removal import alive_groups
 from sparsebayes.train.seeding import derive_seed
-from sparsebayes.train.stopwatch import Stopwatch
 
 __all__ = ["Compared", "choose_architecture", "clearly_better", "estimate_norms_", "groups_of"]
 
@@ -93,7 +90,6 @@ def choose_architecture(
     loaders: SearchLoaders,
     record: Callable[[dict[str, Any]], None],
     reporter: Reporter,
-    watch: Stopwatch,
 ) -> Compared:
     """Compare architectures and take the best.
 
@@ -105,7 +101,6 @@ def choose_architecture(
         loaders: `plain` for proxies and batch norm, `heldout` for losses.
         record: called with what was found, one dictionary.
         reporter: told of it.
-        watch: told which time went into evaluation, and which into training finalists.
 
     Returns:
         What was compared; `own` wins where all are the same, as there is nothing to choose then.
@@ -119,34 +114,16 @@ def choose_architecture(
     row: dict[str, Any] = {"phase": "sample", "distinct": distinct, "best": 0}
     if distinct == 1:
         reporter.line("there is no other architecture to compare, so the method's own decision stays")
+    elif recipe.judge == "proxies":
+        row.update(_by_proxies(recipe, supernet, method, candidates, loaders))
     else:
-        with watch.of("evaluation"):
-            if recipe.judge == "proxies":
-                row.update(_by_proxies(recipe, supernet, method, candidates, loaders))
-            else:
-                row.update(_by_loss(recipe, supernet, method, candidates, loaders, rule))
-    if distinct > 1 and recipe.sampling.finalists:
-        row["compared"] = row["best"]
-        places = finalists_of(candidates, _worth(row, len(candidates)), recipe.sampling.finalists)
-        with watch.of("training"):
-            row.update(train_finalists(recipe, supernet, candidates, places, loaders, reporter))
+        row.update(_by_loss(recipe, supernet, method, candidates, loaders, rule))
     record(row)
     if distinct > 1:
         reporter.line(
             f"number {row['best']} of {len(candidates)} architectures ({distinct} different) is the best"
         )
     return Compared(tuple(candidates), row["best"])
-
-
-def _worth(row: dict[str, Any], number: int) -> list[float]:
-    """What the comparison says of each candidate, larger is better; -inf for one that an equal stands for."""
-    if "mean_ranks" in row:
-        ranks = dict(zip(row["candidates"], row["mean_ranks"], strict=True))
-        worth = [ranks.get(place, -math.inf) for place in range(number)]
-    else:
-        worth = [-loss for loss in row.get("losses") or row["heldout_losses"]]
-    worth[row["best"]] = math.inf  # clearly better than the method's own, though another's loss may be lower
-    return worth
 
 
 def _candidates(

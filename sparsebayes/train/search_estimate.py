@@ -127,7 +127,7 @@ def _search_macs(
         cells = recipe.num_draws * (2 if drops and sampling.baseline else 1)
         norm_images = sampling.norm_batches * min(256, num_images)
         macs += cells * (holdout + norm_images) / (3 * batch) * cell
-    return macs + sampling.finalists * sampling.finalist_epochs * (num_images // batch) * cell
+    return macs
 
 
 def _step(network: nn.Module, images: Tensor, labels: Tensor, batch: int) -> tuple[float, int | None]:

@@ -208,16 +208,16 @@ class _SearchRun:
         own, method = searcher.run(), searcher.method
         if self._recipe.num_draws == 1:
             return own
-        compared = choose_architecture(
-            self._recipe,
-            setting.supernet,
-            method,
-            own,
-            setting.search_loaders,
-            self._record,
-            self._reporter,
-            self._watch,
-        )
+        with self._watch.of("evaluation"):
+            compared = choose_architecture(
+                self._recipe,
+                setting.supernet,
+                method,
+                own,
+                setting.search_loaders,
+                self._record,
+                self._reporter,
+            )
         write_atomically(self._folder / "candidates.json", compared.to_json())
         return compared.winner
 

@@ -14,12 +14,11 @@ from sparsebayes.errors import RecipeError
 from sparsebayes.export.saved import load_model
 from sparsebayes.inference.sampling import expected_best
 from sparsebayes.nas import SPACES, Genotype, Shape, Supernet, build_network
-from sparsebayes.nas.decision import Decided, decide
+from sparsebayes.nas.decision import decide
 from sparsebayes.nas.proxies import rank_average, synflow
 from sparsebayes.nas.switches import SwitchTable
 from sparsebayes.recipe import SearchRecipe, load_recipe, parse_recipe
 from sparsebayes.train import search_draws
-from sparsebayes.train.finalists import finalists_of
 from sparsebayes.train.progress import Reporter
 from sparsebayes.train.run import run_recipe
 from sparsebayes.train.search import Searcher, WithSwitches
@@ -30,7 +29,6 @@ from sparsebayes.train.search_draws import (
     random_architecture,
 )
 from sparsebayes.train.search_setup import Setting, set_up
-from sparsebayes.train.stopwatch import Stopwatch
 
 (CELL,) = SPACES["nas_bench_201"].cells
 
@@ -78,7 +76,6 @@ def chosen(setting: Setting, searcher: Searcher) -> tuple[Genotype, dict]:
             setting.search_loaders,
             rows.append,
             reporter,
-            Stopwatch(),
         )
     (row,) = rows
     assert found.best == row["best"]
@@ -143,40 +140,6 @@ def test_proxies_may_judge_the_cells_of_the_highest_evidence_and_the_evidence_be
     ranks = rank_average([worth, sizes])
     assert row["mean_ranks"] == ranks
     assert row["candidates"].index(row["best"]) == max(range(9), key=ranks.__getitem__)
-
-
-@pytest.mark.parametrize("posterior", ["laplace", "natural_gradient", "variational_dropout"])
-def test_finalists_are_the_best_that_were_compared_and_training_decides(tmp_path, posterior):
-    changes = ("sampling.finalists=3", "sampling.finalist_epochs=1", "sampling.count=12")
-    setting, searcher = searched(recipe(posterior, *changes), tmp_path / "run")
-    state = torch.random.get_rng_state()
-    genotype, row = chosen(setting, searcher)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert chosen(setting, searcher) == (genotype, row)
-    places, losses = row["finalists"], row["finalist_losses"]
-    assert (
-        places[0] == 0 and len(set(places)) == len(places) == len(losses) == len(row["finalist_errors"]) == 3
-    )
-    assert row["best"] == places[losses.index(min(losses))]
-    if "mean_ranks" in row:
-        worth = dict(zip(row["candidates"], row["mean_ranks"], strict=True))
-    else:
-        worth = {place: -loss for place, loss in enumerate(row.get("losses") or row["heldout_losses"])}
-    assert worth[row["compared"]] == max(worth.values()) or posterior == "laplace"
-    assert worth[places[1]] >= worth[places[2]]
-    left_out = [value for place, value in worth.items() if place not in places]
-    # An architecture that was drawn twice is as good as the one that stands for it.
-    assert all(value <= worth[places[2]] or value in {worth[place] for place in places} for value in left_out)
-
-
-def test_finalists_are_different_and_begin_with_the_methods_own():
-    cells = [
-        ({"normal": ((0, 1, op),)}) for op in ("skip_connect", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3")
-    ]
-    a, b, c, d = (Decided(Genotype("nas_bench_201", cell), ()) for cell in cells)
-    assert finalists_of([a, b, b, c, a, d], [0.0, 1.0, 1.0, 3.0, 0.0, 2.0], 3) == [0, 3, 5]
-    assert finalists_of([a, b, c], [0.0, math.nan, -math.inf], 3) == [0, 2, 1]
-    assert finalists_of([a, a, b], [0.0, 0.0, 1.0], 5) == [0, 2]
 
 
 def test_what_was_switched_off_for_good_is_in_no_candidate(tmp_path):
@@ -377,9 +340,6 @@ def test_an_inherited_network_is_the_one_that_was_judged(tmp_path, norm_batches)
             "held-out loss judges those of posterior variational_dropout",
         ),
         ("natural_gradient", ["sampling.judge=heldout"], "no cell has weights of its own; set it to proxies"),
-        ("laplace", ["sampling.finalists=1"], "finalists is 1 of 6 architectures of posterior laplace"),
-        ("laplace", ["sampling.finalists=2", "sampling.count=1"], "finalists is 2 of 1 architectures"),
-        ("laplace", ["sampling.finalist_epochs=3"], "how long finalists are trained, but there are none"),
         ("natural_gradient", ["natural_gradient.initial_precision=0.5"], "below prior_precision 1.0"),
         ("natural_gradient", ["retrain.inherit=true"], "which posterior natural_gradient does not learn"),
     ],
