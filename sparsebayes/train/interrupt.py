@@ -12,6 +12,9 @@ from sparsebayes.errors import Terminated
 
 __all__ = ["terminable"]
 
+NAMES = ("SIGTERM", "SIGHUP")
+"""Windows knows the first alone."""
+
 
 @contextmanager
 def terminable() -> Iterator[None]:
@@ -26,10 +29,9 @@ def terminable() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    numbers = [signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not on Windows
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    numbers = [number for name, number in signal.Signals.__members__.items() if name in NAMES]
+    heeded = [n for n in numbers if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:
