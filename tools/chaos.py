@@ -5,9 +5,10 @@
     python tools/chaos.py --kills 0        # only the faults
 
 A run is killed (SIGKILL) after a random share of the time that the unbroken run took, one in three again while it is
-resumed; then it is resumed to its end. Metrics, front, test error and the bytes of the network must be those of the
-unbroken run. The faults: Ctrl-C and SIGTERM, a checkpoint cut short, one with a flipped bit, both checkpoints lost, a
-disk that is full, a folder that may not be written. Exit status 1 if anything differs.
+resumed; then it is resumed to its end. One that ended before its moment is no kill, and is run again. Metrics, front,
+test error and the bytes of the network must be those of the unbroken run. The faults: Ctrl-C and SIGTERM, a checkpoint
+cut short, one with a flipped bit, both checkpoints lost, a disk that is full, a folder that may not be written. Exit
+status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -132,22 +133,33 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 def kill_and_resume(folder: Path, seconds: float, chance: random.Random) -> str:
     """Kill a run once or twice at random moments, and resume it to its end; when it was killed."""
-    moments = []
+    moments: list[str] = []
     for again in (False, True):
         if again and chance.random() > 1 / 3:
             break
-        begun = (folder / "recipe.yaml").is_file()
-        process = start(folder, *(("--resume", str(folder)) if begun else ("--out", str(folder))))
-        moment = chance.uniform(0, seconds)
-        try:
-            process.wait(moment)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
+        moment = killed_at(folder, seconds, chance)
+        while moment is None and not moments:  # it ended sooner than the unbroken one: that is no kill
+            shutil.rmtree(folder)
+            moment = killed_at(folder, seconds, chance)
+        if moment is not None:
             moments.append(f"{moment:.2f} s")
+    resume(folder)
+    return " and ".join(moments)
+
+
+def killed_at(folder: Path, seconds: float, chance: random.Random) -> float | None:
+    """Start a run or go on with it, and kill it after a random share of so many seconds; None if it ended before."""
+    begun = (folder / "recipe.yaml").is_file()
+    process = start(folder, *(("--resume", str(folder)) if begun else ("--out", str(folder))))
+    moment = chance.uniform(0, seconds)
+    try:
+        process.wait(moment)
+        return None
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        return moment
+    finally:
         process.communicate()
-    if not (folder / "report.json").is_file() or moments:
-        resume(folder)
-    return " and ".join(moments) or "not at all: it was done before"
 
 
 # --- faults
