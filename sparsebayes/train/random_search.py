@@ -30,7 +30,7 @@ from sparsebayes.train.search import SearchLoaders, decision_of
 from sparsebayes.train.search_removal import search_macs
 from sparsebayes.train.seeding import derive_seed
 
-__all__ = ["random_cell", "random_search", "train_cell"]
+__all__ = ["random_cell", "random_search"]
 
 
 def random_cell(supernet: Supernet, decision: Decision, generator: Generator) -> Decided:
@@ -81,7 +81,7 @@ def random_search(
             network: nn.Module = build_network(decided.genotype, **vars(shape)).to(example.device)
         steps = max(1, round(work / cost(network, example).macs))
         loaders.train.reseed_(derive_seed(recipe.seed, "random", number, "images"))
-        held = train_cell(network, loaders, recipe, steps)
+        held = _train(network, loaders, recipe, steps)
         record(
             {
                 "phase": "random",
@@ -100,7 +100,7 @@ def random_search(
     return best[1]
 
 
-def train_cell(network: nn.Module, loaders: SearchLoaders, recipe: SearchRecipe, steps: int) -> Evaluation:
+def _train(network: nn.Module, loaders: SearchLoaders, recipe: SearchRecipe, steps: int) -> Evaluation:
     """Train a fresh network for so many steps, under the search's settings.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -17,19 +18,22 @@ import sparsebayes
 from sparsebayes.cli import main
 from sparsebayes.cost import cost
 from sparsebayes.data import Loader
-from sparsebayes.errors import DataError, RecipeError, RunError, SparseBayesError, Terminated
+from sparsebayes.errors import DataError, NumericsError, RecipeError, RunError, SparseBayesError, Terminated
 from sparsebayes.nas import Genotype, Supernet
 from sparsebayes.nas.posteriors import METHODS
 from sparsebayes.recipe import SearchRecipe, dump_recipe, parse_recipe
+from sparsebayes.train import random_search, search_run
 from sparsebayes.train import search as search_module
-from sparsebayes.train import search_run
+from sparsebayes.train.evaluation import Evaluation
 from sparsebayes.train.export import export_point
 from sparsebayes.train.progress import Reporter
+from sparsebayes.train.random_search import random_cell
 from sparsebayes.train.run import run_recipe
-from sparsebayes.train.search import Searcher
+from sparsebayes.train.search import Searcher, decision_of
 from sparsebayes.train.search_methods import method_name
 from sparsebayes.train.search_removal import search_macs
 from sparsebayes.train.search_setup import set_up
+from sparsebayes.train.seeding import derive_seed
 
 DATA = '''
 import torch
@@ -404,6 +408,27 @@ def test_every_search_begins_its_logits_by_its_own_seed(tmp_path):
         for seed in (1, 2)
     ]
     assert not torch.equal(states[0]["alpha"], states[1]["alpha"])
+
+
+def test_a_random_cell_that_diverges_never_wins(tmp_path, monkeypatch):
+    losses = iter([math.nan, 2.0, 1.0, math.inf])
+
+    def diverging(network, loaders, recipe, steps):
+        return Evaluation(next(losses), 0.0, 0.5, 40, math.log(2))
+
+    monkeypatch.setattr(random_search, "_train", diverging)
+    change = recipe(search__baseline="random", search__candidates=4, retrain__epochs=0)
+    folder = run_recipe(change, out=tmp_path / "run", quiet=True)
+    setting = set_up(change)
+    third = random_cell(
+        setting.supernet,
+        decision_of(change.search, setting.supernet.space),
+        torch.Generator().manual_seed(derive_seed(0, "random", 2)),
+    )
+    assert Genotype.from_json((folder / "genotype.json").read_text()) == third.genotype
+    losses = iter([math.nan] * 4)
+    with pytest.raises(NumericsError, match="no random cell has a held-out loss that is a number"):
+        run_recipe(change, out=tmp_path / "none", quiet=True)
 
 
 def test_random_search_gets_what_a_search_that_shrinks_computes():
