@@ -72,7 +72,8 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 def _change(document: Any, changes: list[tuple[tuple[Any, ...], str, Any]]) -> bytes:
     document = copy.deepcopy(document)
-    for path, kind, value in changes:
+    for path, kind, hostile in changes:
+        value = copy.deepcopy(hostile)  # a later change may land in it
         if not path:
             document = value if kind == "replace" else document
             continue
