@@ -278,12 +278,12 @@ def test_a_restart_goes_on_with_the_run_that_it_began(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_the_end_of_the_terminal_is_an_interruption(name: str) -> None:
     number = getattr(signal, name)
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), terminable():
-        signal.raise_signal(number)
-    assert signal.getsignal(number) == before
-    signal.signal(number, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_DFL)
     try:
+        with pytest.raises(KeyboardInterrupt), terminable():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) == signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)
         if name == "SIGHUP":  # as nohup asks for
             with terminable():
                 signal.raise_signal(number)
