@@ -79,9 +79,8 @@ class Compressor:
         self.loaders = loaders
         self.folder = folder
         self.points: list[Point] = read_front(folder / "pareto.json")
-        self.seconds: dict[str, float] = {}
+        self.phases = Stopwatch()
         self.watch = Stopwatch()
-        self._phase: tuple[str, float] | None = None
         self._build = build
         self._record = record
         self._reporter = reporter
@@ -102,11 +101,14 @@ class Compressor:
             ModelError: If the network cannot be traced or compacted.
         """
         if not self.points:
-            self._timed("pretrain", self._pretrain)
+            with self.phases.of("pretrain"):
+                self._pretrain()
         if not any(point.finetuned or point.chosen for point in self.points):
-            self._timed("cycles", self._cycles)
+            with self.phases.of("cycles"):
+                self._cycles()
         if not any(point.chosen for point in self.points):
-            self._timed("finetune", self._finetune)
+            with self.phases.of("finetune"):
+                self._finetune()
         return next(point for point in self.points if point.chosen)
 
     def network(self, point: int) -> tuple[nn.Module, Lineage]:
@@ -116,22 +118,6 @@ class Compressor:
         masks = {name: mask.to(self._device) for name, mask in lineage.masks.items()}
         model = load_model(folder).to(self._device)
         return fast_layout_(model), replace(lineage, masks=masks)
-
-    def elapsed(self) -> dict[str, float]:
-        """Seconds of each phase, those of the phase that goes on included."""
-        seconds = dict(self.seconds)
-        if self._phase is not None:
-            name, start = self._phase
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-        return seconds
-
-    def _timed(self, name: str, phase: Callable[[], None]) -> None:
-        self._phase = (name, time.perf_counter())
-        try:
-            phase()
-        finally:
-            self.seconds = self.elapsed()
-            self._phase = None
 
     def _pretrain(self) -> None:
         model = self._build()

@@ -7,7 +7,6 @@ network (model.safetensors and architecture.json), model.onnx and dense.onnx, re
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -94,26 +93,24 @@ def _run_compression(
         def record(row: dict[str, Any]) -> None:
             append_line(metrics, json.dumps(row))
             # With every epoch: a kill leaves no time to do it.
-            write_seconds(folder, compressor.elapsed(), compressor.watch.now())
+            write_seconds(folder, compressor.phases.now(), compressor.watch.now())
 
         compressor = Compressor(recipe, loaders, make, folder, record, reporter, groups)
-        compressor.seconds, compressor.watch.seconds = read_seconds(folder)
+        compressor.phases.seconds, compressor.watch.seconds = read_seconds(folder)
         try:
             try:
                 chosen = compressor.run()
             finally:
-                write_seconds(folder, compressor.seconds, compressor.watch.seconds)
+                write_seconds(folder, compressor.phases.seconds, compressor.watch.seconds)
             if not leave():
                 return folder
             reporter.phase("export", 1)
-            start = time.perf_counter()
-            with compressor.watch.of("export"):
+            with compressor.phases.of("export"), compressor.watch.of("export"):
                 report = results(recipe, compressor, chosen, test, loaders, folder)
         except KeyboardInterrupt as interrupt:
             # Whoever catches it can tell the user which folder to resume.
             raise type(interrupt)(str(folder)) from None
-        compressor.seconds["export"] = time.perf_counter() - start
-        report["wall_seconds"] = {name: round(s, 3) for name, s in compressor.seconds.items()}
+        report["wall_seconds"] = {name: round(s, 3) for name, s in compressor.phases.seconds.items()}
         report["work_seconds"] = {kind: round(s, 3) for kind, s in compressor.watch.seconds.items()}
         settle_lines_(metrics)
         write_atomically(folder / "report.json", json.dumps(report, indent=1) + "\n")

@@ -8,7 +8,6 @@ genotype before anything was removed from it.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -40,7 +39,7 @@ from sparsebayes.train.search_draws import choose_architecture, estimate_norms_
 from sparsebayes.train.search_results import about_search, search_results
 from sparsebayes.train.search_setup import Setting, set_up
 from sparsebayes.train.seeding import derive_seed
-from sparsebayes.train.stopwatch import Stopwatch
+from sparsebayes.train.stopwatch import Phase, Stopwatch
 
 __all__ = ["run_search"]
 
@@ -115,9 +114,8 @@ class _SearchRun:
         self._folder = folder
         self._reporter = reporter
         self._metrics = folder / "metrics.jsonl"
-        self._seconds, work = read_seconds(folder)
-        self._watch = Stopwatch(work)
-        self._phase: tuple[str, float] | None = None
+        phases, work = read_seconds(folder)
+        self._phases, self._watch = Stopwatch(phases), Stopwatch(work)
         self._searcher = Searcher(
             setting.recipe,
             setting.supernet,
@@ -142,31 +140,21 @@ class _SearchRun:
             report = self._timed("export", self._deliver)
         else:
             report = self._timed("compress", self._compress)
-        report["wall_seconds"] = {name: round(value, 3) for name, value in self._seconds.items()}
+        report["wall_seconds"] = {name: round(value, 3) for name, value in self._phases.seconds.items()}
         report["work_seconds"] = {kind: round(value, 3) for kind, value in self._watch.seconds.items()}
         return report
 
     def _record(self, row: dict[str, Any]) -> None:
         append_line(self._metrics, json.dumps(row))
         # With every epoch: a kill leaves no time to do it.
-        write_seconds(self._folder, self._elapsed(), self._watch.now())
+        write_seconds(self._folder, self._phases.now(), self._watch.now())
 
-    def _elapsed(self) -> dict[str, float]:
-        """Seconds of each phase, those of the phase that goes on included."""
-        seconds = dict(self._seconds)
-        if self._phase is not None:
-            name, start = self._phase
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-        return seconds
-
-    def _timed(self, name: str, work: Callable[[], Result]) -> Result:
-        self._phase = (name, time.perf_counter())
+    def _timed(self, name: Phase, work: Callable[[], Result]) -> Result:
         try:
-            return work()
+            with self._phases.of(name):
+                return work()
         finally:
-            self._seconds = self._elapsed()
-            self._phase = None
-            write_seconds(self._folder, self._seconds, self._watch.seconds)
+            write_seconds(self._folder, self._phases.seconds, self._watch.seconds)
 
     def _genotype(self) -> Genotype:
         return Genotype.from_json(read_text(self._folder / "genotype.json"))

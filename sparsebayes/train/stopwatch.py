@@ -20,17 +20,20 @@ from typing import Literal, final
 
 import torch
 
-__all__ = ["Kind", "Stopwatch"]
+__all__ = ["Kind", "Phase", "Stopwatch"]
 
 Kind = Literal["training", "evaluation", "curvature", "update", "compaction", "export"]
 """Kinds of work. "evaluation" is that on held-out images, "update" what is believed of the groups and the choice that
 follows from it; "compaction" cuts, checks the cut network against the masked one, and estimates its batch norms anew;
 "export" reads the test set, and writes, checks and times the files."""
 
+Phase = Literal["pretrain", "cycles", "finetune", "search", "retrain", "compress", "export"]
+"""Phases of a run, which a second stopwatch adds up."""
+
 
 @final
 class Stopwatch:
-    """Adds up seconds on the wall by kind of work.
+    """Adds up seconds on the wall by kind of work, or by phase.
 
     Args:
         seconds: those of earlier parts of the run.
@@ -38,11 +41,11 @@ class Stopwatch:
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.seconds: dict[str, float] = dict(seconds or {})
-        self._kinds: list[Kind] = []
+        self._kinds: list[Kind | Phase] = []
         self._since = 0.0
 
     @contextmanager
-    def of(self, kind: Kind) -> Iterator[None]:
+    def of(self, kind: Kind | Phase) -> Iterator[None]:
         """Count what is done inside as work of a kind."""
         self._charge()
         self._kinds.append(kind)
