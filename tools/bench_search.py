@@ -2,12 +2,14 @@
 
     python tools/bench_search.py nas-bench-201 --seeds 5 --threads 2
     python tools/bench_search.py nas-bench-201 --seeds 5 --methods laplace random
+    python tools/bench_search.py nas-proxy --preset cpu --methods laplace --seeds 1 --threads 1
     python tools/bench_search.py step --threads 1
 
 `nas-bench-201` searches on CIFAR-10 with the shipped recipe, once per seed and method, and reads the cell's accuracies
 off the run's report; the methods share data, supernet and passes over the images, and random search gets the
 multiply-accumulates that the Laplace search trains and measures with. A search that compares several cells gives two
 rows: the method's own decision, which is the first of the run's candidates.json, and the best of them.
+`nas-proxy` and `nas-proxyless` run the recipe of that name to its end: search, network, training, export.
 `step` holds a training step of the supernet of the DARTS space with switches, and the curvature of all switches,
 against the same step with a softmax: time and memory.
 The data root is $SPARSEBAYES_DATA. Results are written after every run.
@@ -22,8 +24,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from bench_files import add_out, write
@@ -39,6 +43,13 @@ from sparsebayes.report.benchmarks import Row
 from sparsebayes.train.run import run_recipe
 
 PROGRAM = "tools/bench_search.py"
+RECIPES = {"nas-bench-201": "nas_bench201", "nas-proxy": "nas_proxy", "nas-proxyless": "nas_proxyless"}
+TABLES = {
+    "nas-bench-201": "NAS-Bench-201, searched on CIFAR-10",
+    "nas-proxy": "DARTS cells, CIFAR-10",
+    "nas-proxyless": "Tree cells in a PyramidNet, CIFAR-10",
+}
+"""Headings of the tables."""
 SIZE = ("retrain.width=16", "retrain.depth=5")
 """Of the benchmark's networks: proxies judge what their accuracies speak of."""
 METHODS: dict[str, tuple[str, ...]] = {
@@ -97,61 +108,116 @@ BENCH_NOTES = (
 )
 
 
-def bench_201(
-    methods: list[str], seeds: list[int], threads: int, overrides: list[str], out: Path, keep: Path | None
-) -> None:
-    """Search once per seed and method."""
+NETWORK_NOTES = (
+    "Settings were not tuned on these runs. The test set is read once, at the end of each run.",
+    "random takes the best, by held-out loss, of the cells that it can train for the multiply-accumulates of the "
+    "Laplace search; all methods' networks are trained alike afterwards.",
+)
+
+
+Values: TypeAlias = dict[tuple[str, str], dict[int, float]]
+"""Row and metric -> seed -> figure."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs of one recipe, seed by seed and method by method.
+
+    Attributes:
+        task: one of `RECIPES`.
+        methods: of `METHODS`.
+        seeds: from 0.
+        threads: of every run.
+        preset: of the recipe; None: the recipe itself.
+        overrides: of the recipe, for all methods.
+        keep: where run folders stay; None: nowhere.
+    """
+
+    task: str
+    methods: Sequence[str]
+    seeds: Sequence[int]
+    threads: int
+    preset: str | None
+    overrides: Sequence[str]
+    keep: Path | None
+
+    def runs(self, *fixed: str) -> Iterator[tuple[str, int, SearchRecipe, Path, dict[str, Any]]]:
+        """Run after run: method, seed, recipe, folder (which may go with the next run) and report.
+
+        Args:
+            fixed: overrides of every run.
+        """
+        for seed in self.seeds:
+            for method in self.methods:
+                own = [f"seed={seed}", f"threads={self.threads}", *fixed, *METHODS[method], *self.overrides]
+                recipe = load_recipe(RECIPES[self.task], preset=self.preset, overrides=own)
+                assert isinstance(recipe, SearchRecipe)
+                with tempfile.TemporaryDirectory() as scratch:
+                    name = f"{self.task}-{method}-{seed}".replace(" ", "-")
+                    folder = (self.keep or Path(scratch)) / name
+                    run_recipe(recipe, out=folder, quiet=True, overwrite=True)
+                    yield method, seed, recipe, folder, json.loads((folder / "report.json").read_text())
+
+    def command(self) -> list[str]:
+        """Script and arguments that make the same rows, without where this machine keeps things."""
+        words = [PROGRAM, self.task, "--seeds", str(len(self.seeds)), "--threads", str(self.threads)]
+        words += ["--preset", self.preset] if self.preset else []
+        words += ["--methods", *self.methods]
+        return words + (["--set", *self.overrides] if self.overrides else [])
+
+
+def bench_201(plan: Plan, out: Path) -> None:
+    """Search once per seed and method, and look the cells up in the benchmark's table."""
     table = BenchTable.embedded()
-    values: dict[tuple[str, str], dict[int, float]] = {}
-    command = ["nas-bench-201", "--seeds", str(len(seeds)), "--threads", str(threads), "--methods", *methods]
-    command += ["--set", *overrides] if overrides else []
-    for seed in seeds:
-        for method in methods:
-            changes = [
-                f"seed={seed}",
-                f"threads={threads}",
-                "export.onnx=false",
-                "retrain.epochs=0",
-                *METHODS[method],
-                *overrides,
-            ]
-            recipe = load_recipe("nas_bench201", overrides=changes)
-            assert isinstance(recipe, SearchRecipe)
-            with tempfile.TemporaryDirectory() as scratch:
-                folder = Path(scratch) / "run" if keep is None else keep / f"nas-bench-201-{method}-{seed}"
-                run_recipe(recipe, out=folder, quiet=True, overwrite=True)
-                report = json.loads((folder / "report.json").read_text())
-                cells = list(found_cells(method, recipe, folder))
-            for name, genotype in cells:
-                found = table.look_up(genotype)
-                figures = {
-                    **{title: found.accuracies[column] for title, column in ACCURACIES.items()},
-                    "rank of 15,625 (CIFAR-10)": found.ranks["c10_test_200"],
-                    "parameter-free share": round(genotype.parameter_free_share, 4),
-                    "search_seconds": report["wall_seconds"]["search"],
-                }
-                for metric, value in figures.items():
-                    values.setdefault((name, metric), {})[seed] = value
-                print(f"{name} seed {seed}: {found.cell} {figures}", flush=True)
-            rows = [
-                Row(
-                    "NAS-Bench-201, searched on CIFAR-10",
-                    name,
-                    metric,
-                    tuple(by_seed.values()),
-                    tuple(by_seed),
-                )
-                for (name, metric), by_seed in values.items()
-            ]
-            write(
-                out,
-                "nas-bench-201",
-                title="Architecture search on NAS-Bench-201",
-                notes=BENCH_NOTES,
-                rows=rows,
-                command=[PROGRAM, *command],
-                threads=threads,
-            )
+    values: Values = {}
+    for method, seed, recipe, folder, report in plan.runs("export.onnx=false", "retrain.epochs=0"):
+        for name, genotype in found_cells(method, recipe, folder):
+            found = table.look_up(genotype)
+            figures = {
+                **{title: found.accuracies[column] for title, column in ACCURACIES.items()},
+                "rank of 15,625 (CIFAR-10)": found.ranks["c10_test_200"],
+                "parameter-free share": round(genotype.parameter_free_share, 4),
+                "search_seconds": report["wall_seconds"]["search"],
+            }
+            add(values, name, seed, figures)
+            print(f"{name} seed {seed}: {found.cell} {figures}", flush=True)
+        write_values(plan, values, "Architecture search on NAS-Bench-201", BENCH_NOTES, out)
+
+
+def bench_network(plan: Plan, out: Path) -> None:
+    """Search and train what was found, once per seed and method: the network's error, its size, and the time."""
+    values: Values = {}
+    for method, seed, _, _, report in plan.runs():
+        compact, seconds = report["compact"], report["wall_seconds"]
+        figures = {
+            "test_error_percent": 100 * compact["test_error"],
+            "params": compact["params"],
+            "million MACs": compact["macs"] / 1e6,
+            "operations": sum(len(kept) for kept in report["operations"].values()),
+            "parameter-free share": round(report["parameter_free_share"], 4),
+            "search_seconds": seconds["search"],
+            "training_seconds": seconds["retrain"],
+        }
+        add(values, method, seed, figures)
+        print(f"{method} seed {seed}: {report['operations']} {figures}", flush=True)
+        write_values(
+            plan, values, f"From search to trained network: {RECIPES[plan.task]}", NETWORK_NOTES, out
+        )
+
+
+def add(values: Values, name: str, seed: int, figures: dict[str, float]) -> None:
+    """Note the figures of a run."""
+    for metric, value in figures.items():
+        values.setdefault((name, metric), {})[seed] = value
+
+
+def write_values(plan: Plan, values: Values, title: str, notes: Sequence[str], out: Path) -> None:
+    """Write what is known until now."""
+    rows = [
+        Row(TABLES[plan.task], name, metric, tuple(by_seed.values()), tuple(by_seed))
+        for (name, metric), by_seed in values.items()
+    ]
+    write(out, plan.task, title=title, notes=notes, rows=rows, command=plan.command(), threads=plan.threads)
 
 
 def found_cells(method: str, recipe: SearchRecipe, folder: Path) -> Iterator[tuple[str, Genotype]]:
@@ -232,7 +298,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=["nas-bench-201", "step"])
+    parser.add_argument("task", choices=[*RECIPES, "step"])
+    parser.add_argument("--preset", help="preset of the recipe")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -249,8 +316,17 @@ def main() -> None:
     if arguments.task == "step":
         bench_step(arguments.threads, arguments.repeats, arguments.out)
         return
-    seeds = list(range(arguments.seeds))
-    bench_201(arguments.methods, seeds, arguments.threads, arguments.overrides, arguments.out, arguments.keep)
+    plan = Plan(
+        task=arguments.task,
+        methods=arguments.methods,
+        seeds=range(arguments.seeds),
+        threads=arguments.threads,
+        preset=arguments.preset,
+        overrides=arguments.overrides,
+        keep=arguments.keep,
+    )
+    bench = bench_201 if plan.task == "nas-bench-201" else bench_network
+    bench(plan, arguments.out)
 
 
 if __name__ == "__main__":
