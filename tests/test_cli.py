@@ -200,13 +200,11 @@ def test_export_passes_its_options_on(calls):
     assert call("export", "first").output == f"exported to {Path('made/by/export_point')}\n"
     assert call("export", "first", "--point", "3", "--out", "o", "--legacy").exit_code == 0
     assert call("export", "first", "--max-params", "500", "--overwrite").exit_code == 0
-    assert call("export", "first", "--data-root", "here").exit_code == 0
-    usual = {"out": None, "overwrite": False, "legacy": False, "data_root": None}
+    usual = {"out": None, "overwrite": False, "legacy": False}
     assert [(args, kwargs) for _, args, kwargs in calls] == [
         ((Path("first"),), {**usual, "point": None, "max_params": None}),
         ((Path("first"),), {**usual, "point": 3, "max_params": None, "out": Path("o"), "legacy": True}),
         ((Path("first"),), {**usual, "point": None, "max_params": 500, "overwrite": True}),
-        ((Path("first"),), {**usual, "point": None, "max_params": None, "data_root": "here"}),
     ]
 
 
@@ -216,6 +214,10 @@ def test_export_passes_its_options_on(calls):
         (
             ["first", "--point", "1", "--max-params", "5"],
             "expected --point or --max-params, got both; give one of",
+        ),
+        (
+            ["first", "--data-root", "here"],
+            "--data-root is for --int8, as nothing else of an export reads the data",
         ),
         (["first", "--point", "-1"], "Invalid value for '--point': -1 is not in the range x>=0"),
         (["first", "--max-params", "0"], "Invalid value for '--max-params': 0 is not in the range x>=1"),

@@ -44,7 +44,9 @@ Examples:
 @click.option("--int8", is_flag=True, help="Also write model.int8.onnx, and measure what it costs.")
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier export in --out.")
 @click.option("--legacy", is_flag=True, help="Use the TorchScript-based ONNX exporter.")
-@click.option("--data-root", metavar="FOLDER", help="Where the data lie here, if not where the run had them.")
+@click.option(
+    "--data-root", metavar="FOLDER", help="Where --int8 finds the data, if not where the run had them."
+)
 def export(
     folder: Path,
     point: int | None,
@@ -60,10 +62,12 @@ def export(
     By default the one that the run chose, with its ONNX file; or another point of its Pareto front. Of a search
     that compressed nothing it is the network that was found. With
     --int8 its weights and activations are also quantized to 8 bits, by ranges that are taken from training
-    images, and the test error, size and speed of both files are compared.
+    images, and the test error, size and speed of both files are compared; that alone needs the data.
     """
     if point is not None and max_params is not None:
         raise RunError("expected --point or --max-params, got both; give one of them")
+    if data_root is not None and not int8:
+        raise RunError("--data-root is for --int8, as nothing else of an export reads the data; leave it out")
     arguments.require_run(folder)
     from sparsebayes.train.export import export_point, quantize_export
 
@@ -74,7 +78,6 @@ def export(
         out=out,
         overwrite=overwrite,
         legacy=legacy,
-        data_root=data_root,
     )
     if int8:
         click.echo(quantize_export(folder, written, data_root=data_root).describe())

@@ -16,11 +16,12 @@ from sparsebayes.errors import RunError
 from sparsebayes.export import classify, compare_latency, export_onnx, load_model, quantize_onnx
 from sparsebayes.files import copy_file, make_folder, write_atomically
 from sparsebayes.recipe import SearchRecipe
+from sparsebayes.train.example import read_example
 from sparsebayes.train.folder import recorded_recipe
 from sparsebayes.train.front import choose, read_front
 from sparsebayes.train.measuring import input_metadata
 from sparsebayes.train.seeding import derive_seed
-from sparsebayes.train.setup import EVALUATION_BATCH, example_of
+from sparsebayes.train.setup import EVALUATION_BATCH
 from sparsebayes.words import milliseconds, percent, ratio, size
 
 __all__ = ["Quantized", "export_point", "quantize_export"]
@@ -40,7 +41,6 @@ def export_point(
     out: Path | None = None,
     overwrite: bool = False,
     legacy: bool = False,
-    data_root: str | None = None,
 ) -> Path:
     """Export any network of a run's front as its own folder; of a search that compressed nothing, the one it found.
 
@@ -51,7 +51,6 @@ def export_point(
         out: Where to, a new or empty folder; None: ``RUN/export-K`` or ``RUN/export-found``, which is written anew.
         overwrite: Let `out` hold files of an earlier export, which are replaced.
         legacy: Use the TorchScript-based exporter.
-        data_root: Folder of the data, for the shape of an image; None: as the run's recipe says.
 
     Returns:
         The folder with model.safetensors, architecture.json and model.onnx.
@@ -62,17 +61,14 @@ def export_point(
     source = _network_folder(run_dir, point, max_params)
     target = out or run_dir / f"export-{source.name}"
     _require_room(target, overwrite or out is None)
-    recipe = recorded_recipe(run_dir)
-    model = load_model(source)
-    dataset = load(recipe.data.name, root=data_root or recipe.data.root)
-    example = example_of(dataset, torch.device("cpu"))
+    model, example = load_model(source), read_example(run_dir)
     make_folder(target)
     try:
         _clear(target, source)
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror or error}") from None
-    metadata = input_metadata(dataset.mean, dataset.std)
-    export_onnx(model, example, target / "model.onnx", legacy=legacy, metadata=metadata)
+    metadata = input_metadata(example.mean, example.std)
+    export_onnx(model, example.image, target / "model.onnx", legacy=legacy, metadata=metadata)
     for name in ("model.safetensors", "architecture.json"):
         copy_file(source / name, target / name)
     return target

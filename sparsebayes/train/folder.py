@@ -14,6 +14,7 @@ from typing import Any
 from sparsebayes.errors import RecipeError, RunError
 from sparsebayes.files import write_atomically
 from sparsebayes.recipe import AnyRecipe, dump_recipe, parse_recipe
+from sparsebayes.train.example import EXAMPLE_FILE
 from sparsebayes.train.lock import LOCK_FILE, refuse_running
 
 __all__ = [
@@ -29,7 +30,15 @@ __all__ = [
 WRITTEN = (
     *("recipe.yaml", "metrics.jsonl", "pareto.json", "points", "seconds.json"),
     *("selection.json", "evidence.json", "environment.json", "report.json", "report.md", "report.html"),
-    *("model.safetensors", "architecture.json", "model.onnx", "dense.onnx", "export-*", "*.part"),
+    *(
+        "model.safetensors",
+        "architecture.json",
+        "model.onnx",
+        "dense.onnx",
+        "export-*",
+        "*.part",
+        EXAMPLE_FILE,
+    ),
     *("genotype.json", "candidates.json", "switches.json", "cell-*.svg", "found"),
     *("bench.html", "bench.json", LOCK_FILE),
     *(".model.onnx-*", ".dense.onnx-*"),  # folders that a kill in the middle of an export leaves behind

@@ -20,6 +20,7 @@ from sparsebayes.recipe import AnyRecipe, Recipe, SearchRecipe
 from sparsebayes.recipe.contradictions import refuse_contradictions
 from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.train.compress import Compressor
+from sparsebayes.train.example import Example, write_example
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_, write_seconds
 from sparsebayes.train.interrupt import terminable
 from sparsebayes.train.lock import locked
@@ -87,6 +88,8 @@ def _run_compression(
     opened = shared_folder(lambda: open_folder(recipe, out, resume or _begun(out, overwrite), overwrite))
     with opened as folder, locked(folder), Reporter(quiet=quiet or not is_first) as reporter, terminable():
         reporter.line(f"run folder {folder}")
+        if is_first:
+            write_example(folder, Example(loaders.example, test.mean, test.std))
         metrics = folder / "metrics.jsonl"
         mend_lines_(metrics)
 

@@ -26,6 +26,7 @@ from sparsebayes.recipe.search_schema import SearchRecipe
 from sparsebayes.report import read_report, summary_line, write_report
 from sparsebayes.report.files import parse_json, read_text
 from sparsebayes.train.compress import Compressor
+from sparsebayes.train.example import Example, write_example
 from sparsebayes.train.fit import Epoch
 from sparsebayes.train.folder import mend_lines_, open_folder, read_seconds, settle_lines_, write_seconds
 from sparsebayes.train.interrupt import terminable
@@ -84,6 +85,7 @@ def run_search(
     folder = open_folder(recipe, out, resume, overwrite)
     with locked(folder), Reporter(quiet=quiet) as reporter, terminable():
         reporter.line(f"run folder {folder}")
+        write_example(folder, Example(setting.loaders.example, setting.test.mean, setting.test.std))
         run = _SearchRun(setting, folder, reporter)
         try:
             report = run.run()
