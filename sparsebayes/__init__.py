@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sparsebayes.errors import SparseBayesError
     from sparsebayes.export import export_onnx
     from sparsebayes.export.saved import load_model as load
+    from sparsebayes.export.saved import save
     from sparsebayes.groups import Grouping, make_grouping, trace_units
     from sparsebayes.inference import Laplace
     from sparsebayes.prune import Selection, compact, prune_, select
@@ -35,6 +36,7 @@ __all__ = [
     "load",
     "make_grouping",
     "prune_",
+    "save",
     "select",
     "trace_units",
     "wrap",
@@ -52,6 +54,7 @@ _HOMES = {
     "load": "export.saved",
     "make_grouping": "groups",
     "prune_": "prune",
+    "save": "export.saved",
     "select": "prune",
     "trace_units": "groups",
     "wrap": "api",

@@ -21,18 +21,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sparsebayes.curvature import Curvature, entry_curvature, gate_curvature
-from sparsebayes.curvature.images import warn_of_augmentation
+from sparsebayes.curvature.images import check_seen, warn_of_augmentation
 from sparsebayes.data.peeking import first_images, num_images
-from sparsebayes.errors import DataError, RecipeError, RunError, unknown
+from sparsebayes.errors import DataError, ModelError, RecipeError, RunError, unknown
 from sparsebayes.groups import Grouping, UnitGraph, make_grouping
 from sparsebayes.inference import Laplace
 from sparsebayes.inference.laplace import SCALES, UPDATES
+from sparsebayes.networks import as_input
 from sparsebayes.prune.carry import carry_grouping
 from sparsebayes.prune.compaction import Compaction, compact, trace_compacted
 from sparsebayes.prune.masking import Masks, prune_
-from sparsebayes.prune.optimizer import move_optimizer_
+from sparsebayes.prune.optimizer import check_optimizer, move_optimizer_
 from sparsebayes.prune.pricing import KINDS, entry_costs, group_prices
 from sparsebayes.prune.selection import Selection, select
 
@@ -75,6 +77,7 @@ def wrap(
         GroupingError: If a rule is unknown or matches nothing (at once, or at the first update for rules that need an
             example input).
         RecipeError: If `scale`, `update` or `price` is unknown.
+        ModelError: If the model is one that spreads another over devices.
     """
     return SparseModel(
         model,
@@ -111,6 +114,8 @@ class SparseModel:
         price: str = "none",
         seed: int = 0,
     ) -> None:
+        if isinstance(model, nn.DataParallel | DistributedDataParallel):
+            raise ModelError(f"wrap the network, not its {type(model).__name__}: wrap(model.module, ...)")
         for what, name, choices in (
             ("scale", scale, SCALES),
             ("update", update, UPDATES),
@@ -150,9 +155,7 @@ class SparseModel:
             RunError: If they need an example input and none was seen yet.
         """
         if self._grouping is None:
-            raise RunError(
-                "the groups are not known before an example input is: call update(loader), or give example="
-            )
+            raise RunError("the groups are not known without an example input: call update(loader) first")
         return self._grouping
 
     def graph(self) -> UnitGraph:
@@ -170,7 +173,8 @@ class SparseModel:
         self,
         batches: Batches,
         *,
-        strength: float = 1.0,
+        strength: float | None = None,
+        likelihood: str = "cross_entropy",
         num_images: int | Literal["auto"] | None = 2048,
         estimator: str = "monte_carlo",
         factor: str = "stick",
@@ -182,7 +186,10 @@ class SparseModel:
 
         Args:
             batches: Pairs of images and labels, such as a `DataLoader` without augmentation.
-            strength: Temperature T: a group is worth keeping if it saves more than about T nats.
+            strength: Temperature T: a group is worth keeping if it saves more than about T nats; None: as it is, at
+                first 1.
+            likelihood: ``"cross_entropy"`` of class numbers, or ``"mse"`` or ``"binary_cross_entropy"`` of targets
+                with the outputs' shape.
             num_images: Images that are used, at most; ``"auto"``: until the relative standard error of the curvature
                 is below ``tolerance``; None: all.
             estimator: ``"monte_carlo"`` or ``"exact"``.
@@ -195,16 +202,18 @@ class SparseModel:
             The posterior.
 
         Raises:
-            DataError: If there is no image, or the size of the data set is neither given nor known.
+            DataError: If there is no image, a batch is no pair of tensors, targets do not fit the likelihood, or the
+                size of the data set is neither given nor known, or smaller than what the loader holds.
         """
         batches = self._look(batches)
         grouping = self.grouping
         if self.posterior is None:
             self.posterior = Laplace(
-                grouping.num_groups, scale=self._scale, update=self._update, strength=strength
+                grouping.num_groups, scale=self._scale, update=self._update, strength=strength or 1.0
             )
         options: Mapping[str, Any] = {
-            "num_data": self.num_data,
+            "num_data": self._num_data(),
+            "likelihood": likelihood,
             "estimator": estimator,
             "factor": factor,
             "draws": draws,
@@ -222,6 +231,7 @@ class SparseModel:
             self.posterior.update_(norms, entries, grouping=grouping, strength=strength, prices=prices)
         else:
             self.curvature = gate_curvature(self.model, grouping, batches, **options)
+            check_seen(self.curvature.num_images, self._num_data())
             # Scaling a group's weights is scaling its switch, so an implicit switch always stands at 1.
             ones = torch.ones(grouping.num_groups, dtype=torch.float64)
             self.posterior.update_(ones, self.curvature.diagonal, strength=strength, prices=prices)
@@ -238,34 +248,33 @@ class SparseModel:
         Returns:
             A differentiable scalar, nats per image.
         """
-        if self.posterior is None or self._norms is None:
+        if self.posterior is None:
             return torch.zeros((), device=_device(self.model))
         norms = self._group_norms(differentiable=True)
         weight = (self.posterior.penalty / self._num_data()).to(norms)
-        reference = (
-            torch.ones_like(norms) if self._scale == "entries" else self._norms.to(norms).clamp(min=1e-12)
-        )
-        return (weight * norms / reference).sum()
+        return (weight * norms / self._reference(norms)).sum()
 
     def shrink_(self, lr: float) -> None:
-        """Proximal step of the penalty on the gate weights: call it after each optimizer step.
+        """Proximal step of the penalty on the weights that it counts: call it after each optimizer step.
+
+        Frozen parameters stay. A step is smaller than half precision can tell apart: keep the weights in float32, and
+        use autocast.
 
         Args:
             lr: The step's learning rate; under SGD with momentum that rate over 1 - momentum, which is how far a
                 gradient that stays the same moves a weight per step: loss and penalty then count alike.
         """
-        if self.posterior is None or self._norms is None:
+        if self.posterior is None:
             return
         norms = self._group_norms()
-        reference = (
-            torch.ones_like(norms) if self._scale == "entries" else self._norms.to(norms).clamp(min=1e-12)
-        )
-        amount = lr * self.posterior.penalty.to(norms) / (self._num_data() * reference)
+        amount = lr * self.posterior.penalty.to(norms) / (self._num_data() * self._reference(norms))
         factors = (1 - amount / norms.clamp(min=1e-12)).clamp(min=0)
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
-            for name, scale in self.grouping.scales(factors).items():
-                parameters[name].mul_(scale.to(parameters[name]))
+            scales = self.grouping.scales(factors, gates_only=self._scale != "entries")
+            for name, scale in scales.items():
+                if parameters[name].requires_grad:
+                    parameters[name].mul_(scale.to(parameters[name]))
 
     def select(self, *, rule: str = "evidence", max_removal: float = 0.6, min_keep: int = 1) -> Selection:
         """Decide which groups stay, by the posterior; what was pruned before stays off.
@@ -336,6 +345,8 @@ class SparseModel:
             ModelError: If the model cannot be traced, or the small one would not compute the same.
             RunError: If there is no selection.
         """
+        if optimizer is not None:
+            check_optimizer(optimizer, self.model)
         if self.selection is not self._pruned:
             self.prune_()
         if self.masks is None:
@@ -368,7 +379,8 @@ class SparseModel:
             self.num_data = num_images(batches)
         if self._example is None:
             warn_of_augmentation(batches)  # the loader can be asked, the batches below cannot
-            images, batches = first_images(batches)
+            with torch.random.fork_rng(devices=[]):  # a loader draws a seed when it begins
+                images, batches = first_images(batches)
             self._example = images[:2].detach().clone()
         self._make_grouping()
         return batches
@@ -379,15 +391,19 @@ class SparseModel:
 
     def _seen_example(self) -> Tensor:
         if self._example is None:
-            raise RunError(
-                "no example input was seen yet: call update(loader), or give wrap(..., example=batch)"
-            )
-        return self._example.to(_device(self.model))
+            raise RunError("no example input was seen yet: call update(loader), or give example=batch")
+        return as_input(self.model, self._example)
 
     def _num_data(self) -> int:
         if self.num_data is None:
             raise DataError("the size of the training set is not known: give wrap(..., num_data=N)")
         return self.num_data
+
+    def _reference(self, norms: Tensor) -> Tensor:
+        """What the penalty measures norms by: those of the last update, or 1 with the scale ``"entries"``."""
+        if self._scale == "entries" or self._norms is None:
+            return torch.ones_like(norms)
+        return self._norms.to(norms).clamp(min=1e-12)
 
     def _group_norms(self, *, differentiable: bool = False) -> Tensor:
         """Norm of each group's gate weights, or with the scale ``"entries"`` of all its entries, of shape ``[G]``."""

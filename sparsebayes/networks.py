@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError, one_line
 
-__all__ = ["copied", "in_mode"]
+__all__ = ["as_input", "copied", "in_mode"]
 
 
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -49,3 +49,13 @@ def in_mode(model: nn.Module, *, train: bool) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def as_input(model: nn.Module, images: Tensor) -> Tensor:
+    """Images on the device of a model, and in the floating-point type of its parameters where they have one."""
+    parameters = list(model.parameters())
+    device = parameters[0].device if parameters else images.device
+    types = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+    if images.is_floating_point() and len(types) == 1:
+        return images.to(device, types.pop())
+    return images.to(device)

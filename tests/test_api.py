@@ -118,7 +118,7 @@ def test_the_first_batch_is_used_for_the_estimate_as_well() -> None:
 
 def test_order_of_calls_is_explained() -> None:
     sparse = sparsebayes.wrap(Plain(), groups="units")
-    with pytest.raises(RunError, match="groups are not known before an example input is"):
+    with pytest.raises(RunError, match="groups are not known without an example input"):
         _ = sparse.grouping
     with pytest.raises(RunError, match=r"call update\(loader\) before select\(\)"):
         sparse.select()

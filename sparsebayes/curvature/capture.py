@@ -43,6 +43,7 @@ class Capture(TorchFunctionMode):
         by_column: names of those that will be asked for `Call.columns`, which costs the input's gradient.
         switches: names of those that multiply activations.
         overwritten: names of weights whose layers' outputs are changed in place later, and are needed as they were.
+        not_looked_up: names of weights that an embedding shares with a layer, of which only the layer's use counts.
 
     Attributes:
         calls: the records of layers, in the order of the calls.
@@ -59,6 +60,7 @@ class Capture(TorchFunctionMode):
         by_column: frozenset[str],
         switches: frozenset[str] = frozenset(),
         overwritten: Set[str] = frozenset(),
+        not_looked_up: Set[str] = frozenset(),
     ) -> None:
         super().__init__()
         self.calls: list[Call] = []
@@ -68,6 +70,7 @@ class Capture(TorchFunctionMode):
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._by_column = by_column
         self._overwritten = overwritten
+        self._not_looked_up = not_looked_up
 
     def __torch_function__(
         self,
@@ -88,6 +91,10 @@ class Capture(TorchFunctionMode):
                 return self._linear(*args, **keywords)
             if func in _CONVOLUTIONS:
                 return self._conv(func, *args, **keywords)
+            if func in _LOOKUPS and self._not_looked_up and len(args) > 1:
+                position = _LOOKUPS[func]
+                if self._names.get(id(args[position])) in self._not_looked_up:
+                    args = (*args[:position], args[position].detach(), *args[position + 1 :])
             if func in _MAX_POOLS and args:
                 return _max_pool(func, args, keywords)
             if self._switches and func in _PRODUCTS and len(args) == 2 and not keywords and not _recomputed():
@@ -264,6 +271,7 @@ class Capture(TorchFunctionMode):
 
 
 _CONVOLUTIONS = frozenset({conv1d, conv2d, conv3d})
+_LOOKUPS = {functional.embedding: 1, torch.embedding: 0}  # where the weight stands
 _MAX_POOLS = frozenset({torch.max_pool2d, functional.max_pool2d})  # modules call the second
 _PRODUCTS = frozenset({torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__})
 

@@ -201,9 +201,22 @@ def _sweep(model: nn.Module, grouping: Grouping, starts: Starts, importance: flo
         [labels.parameter for labels in gates],
         by_column=[labels.parameter for labels in gates if reads_columns(labels)],
         by_row=[labels.parameter for labels in gates if reads_rows(labels)],
+        not_looked_up=_tied(grouping),
         starts=starts,
         importance=importance,
     )
+
+
+def _tied(grouping: Grouping) -> set[str]:
+    """Weights that make and read the same units, as the embedding of a language model that is its last layer too.
+
+    A switch scales a unit where it is read, and only there: what the embedding makes is scaled by no switch.
+    """
+    made = {part.parameter for part in grouping.labels if not part.gate and reads_columns(part)}
+    gates = [part for part in grouping.labels if part.gate]
+    return made & {part.parameter for part in gates if reads_columns(part)} - {
+        part.parameter for part in gates if not reads_columns(part)
+    }
 
 
 def gate_labels(model: nn.Module, grouping: Grouping) -> list[Labels]:

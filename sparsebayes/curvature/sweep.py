@@ -32,6 +32,7 @@ from sparsebayes.curvature.importance import choose, curvature_traces, inclusion
 from sparsebayes.curvature.layers import Call
 from sparsebayes.curvature.scaling import Scaling
 from sparsebayes.errors import DataError, GroupingError, ModelError, NumericsError, RecipeError
+from sparsebayes.networks import as_input
 
 __all__ = ["Sweep"]
 
@@ -55,6 +56,7 @@ class Sweep:
         by_column: those of them that `Block.columns` will be asked for.
         by_row: those of them that `Block.rows` will be asked for.
         switches: those of them that multiply activations.
+        not_looked_up: those of them that an embedding shares with a layer, of which only the layer's use counts.
         starts: logits -> starting vectors; names the likelihood that the targets must fit.
         importance: share of the images that get a backward pass, see `importance.py`; 1: all.
 
@@ -76,6 +78,7 @@ class Sweep:
         by_column: Iterable[str] = (),
         by_row: Iterable[str] = (),
         switches: Iterable[str] = (),
+        not_looked_up: Iterable[str] = (),
         starts: Starts,
         importance: float = 1.0,
     ) -> None:
@@ -103,6 +106,7 @@ class Sweep:
         self._by_row = frozenset(by_row)
         self._overwritten: set[str] = set()  # weights whose outputs are changed in place after the layer
         self._switches = frozenset(switches)
+        self._not_looked_up = frozenset(not_looked_up)
         self._signature: list[tuple[torch.Size, torch.Size]] = []
         self._starts = starts
         self._importance = importance
@@ -230,7 +234,7 @@ class Sweep:
 
     def ready(self, x: Tensor) -> Tensor:
         """Images on the parameters' device, such that autograd takes them."""
-        x = x.to(self.device)
+        x = as_input(self._model, x)
         return x.clone() if x.is_inference() else x  # autograd refuses what was made in inference mode
 
     def _block(self, x: Tensor, y: Tensor, first: int, chances: Tensor | None = None) -> Block:
@@ -278,7 +282,9 @@ class Sweep:
         return set() if intact and same else set(self._switches)
 
     def _forward(self, x: Tensor) -> tuple[Capture, Tensor]:
-        with Capture(self._parameters, self._by_column, self._switches, self._overwritten) as capture:
+        with Capture(
+            self._parameters, self._by_column, self._switches, self._overwritten, self._not_looked_up
+        ) as capture:
             logits = self._model(x)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

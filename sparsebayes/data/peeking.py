@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sized
 from itertools import chain, islice
 
 from torch import Tensor
+from torch.utils.data import DataLoader, SubsetRandomSampler
 
 from sparsebayes.errors import DataError
 
@@ -26,7 +27,15 @@ def num_images(batches: Batches) -> int:
         DataError: If the loader does not know it.
     """
     known, dataset = getattr(batches, "num_data", None), getattr(batches, "dataset", None)
-    size = known if isinstance(known, int) else len(dataset) if isinstance(dataset, Sized) else None
+    size: int | None = None
+    if isinstance(known, int):
+        size = known
+    elif isinstance(batches, DataLoader) and isinstance(batches.sampler, SubsetRandomSampler):
+        size = len(batches.sampler)
+    elif isinstance(dataset, Sized) and not (
+        isinstance(batches, DataLoader) and batches.batch_sampler is None  # its items may be batches
+    ):
+        size = len(dataset)
     if size is None:
         raise DataError(
             "the size of the training set is not known: give wrap(..., num_data=N), or update() a DataLoader"
@@ -47,6 +56,7 @@ def first_images(batches: Batches) -> tuple[Tensor, Batches]:
     images = first[0][0] if isinstance(first[0], (tuple, list)) and first[0] else first[0]
     if not isinstance(images, Tensor) or images.ndim == 0 or len(images) == 0:
         raise DataError(
-            f"expected batches (images, labels), got a batch that begins with {type(images).__name__}"
+            f"expected batches (images, labels) of two tensors, got a batch that begins with {type(images).__name__}; "
+            "give a generator that makes them of what your loader has"
         )
     return images, chain(first, iterator)

@@ -160,9 +160,9 @@ def check_onnx(
 
 
 def _deployment_copy(model: nn.Module) -> nn.Module:
-    """Copy a network as it is deployed: float32, eval mode, on the CPU."""
+    """Copy a network as it is deployed: float32, eval mode, on the CPU; of a compiled one, what was compiled."""
     try:
-        network = copy.deepcopy(model)
+        network = copy.deepcopy(getattr(model, "_orig_mod", model))
     except Exception as error:  # deepcopy runs user code
         raise ModelError(
             f"the network {type(model).__name__} cannot be copied for the export ({first_line(error)}); "

@@ -10,6 +10,7 @@ load such files from people that you trust.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,10 +24,30 @@ from sparsebayes.models import build
 from sparsebayes.prune.architecture import Architecture, architecture_of, named_tensors
 from sparsebayes.prune.reshaping import reshape_
 
-__all__ = ["ARCHITECTURE_FILE", "WEIGHTS_FILE", "load_model", "save_model"]
+__all__ = ["ARCHITECTURE_FILE", "WEIGHTS_FILE", "load_model", "save", "save_model"]
 
 WEIGHTS_FILE = "model.safetensors"
 ARCHITECTURE_FILE = "architecture.json"
+
+
+def save(
+    model: nn.Module, directory: str | Path, builder: str, options: Mapping[str, object] | None = None
+) -> None:
+    """Write a network, dense or compacted, so that `sparsebayes.load` reads it back, without pickle.
+
+    To train it further later, wrap what was loaded; an optimizer's `state_dict` fits its parameters again.
+
+    Args:
+        model: such as `SparseModel.model`.
+        directory: made if absent; files of an earlier save are replaced.
+        builder: what makes the dense network: a shipped model's name, or "package.module:function".
+        options: what the builder is called with; JSON values only.
+
+    Raises:
+        ModelError: a tensor is of a type that cannot be saved, or the options are not JSON.
+        RunError: the folder cannot be written.
+    """
+    save_model(directory, model, architecture_of(model, builder=builder, options=options or {}))
 
 
 def save_model(directory: str | Path, model: nn.Module, architecture: Architecture) -> None:

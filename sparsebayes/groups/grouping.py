@@ -161,6 +161,17 @@ class Grouping:
         """Shape of each parameter that has entries in a group, in the order of the labels."""
         return {labels.parameter: labels.shape for labels in self.labels}
 
+    @property
+    def distinct_labels(self) -> tuple[Labels, ...]:
+        """The labels, but one of those that name the same entries: a tied weight makes its units and reads them."""
+        found: list[Labels] = []
+        for labels in self.labels:
+            if not any(
+                labels.parameter == one.parameter and torch.equal(labels.index, one.index) for one in found
+            ):
+                found.append(labels)
+        return tuple(found)
+
     def __repr__(self) -> str:
         counts = torch.bincount(self.layer_index, minlength=len(self.layers)).tolist()
         parts = ", ".join(f"{layer}: {count}" for layer, count in zip(self.layers, counts, strict=True))

@@ -165,7 +165,14 @@ def make_grouping(
         ModelError: If a rule traces the model and it cannot be traced.
     """
     scope = Scope(_patterns("include", include), _patterns("exclude", exclude))
-    specs = [spec] if isinstance(spec, (str, Grouping)) or callable(spec) else list(spec)
+    if isinstance(spec, (str, Grouping)) or callable(spec):
+        specs = [spec]
+    elif isinstance(spec, Sequence):
+        specs = list(spec)
+    else:
+        raise GroupingError(
+            f"expected a rule's name, a function, a Grouping or several of them, got {spec!r}"
+        )
     parts: list[Grouping] = []
     traced = cache(trace or (lambda: trace_units(model, needed(example, "units"))))
 

@@ -12,7 +12,7 @@ paid until it went:
 
     >>> H = torch.tensor([[4.0, 4.0, 0.0], [4.0, 4.0, 0.0], [0.0, 0.0, 9.0]])       # two twins and a loner
     >>> joint_survival(H)
-    tensor([ 4., 12.,  9.])
+    tensor([ 4., 12.,  9.], dtype=torch.float64)
 
 One by one each twin looks cheaper than the loner; both together they are not. Switches at 1 throughout; without other
 switches readjusting. The diagonal rule is that of Tipping and Faul (AISTATS 2003); the greedy order over the full
@@ -38,7 +38,7 @@ def joint_survival(curvature: Tensor, prices: Tensor | None = None) -> Tensor:
 
     Returns:
         Of shape ``[G]``, at least 0. The groups with more than T are those that are left when all that is worth less
-        than T was removed. On the curvature's device and in its dtype.
+        than T was removed. In float64, on the curvature's device.
 
     Raises:
         NumericsError: If the matrix is not square or not finite.
@@ -51,8 +51,9 @@ def joint_survival(curvature: Tensor, prices: Tensor | None = None) -> Tensor:
         )
     num_groups = len(curvature)
     found = curvature
-    # One group after the other: on an accelerator each would wait for the last.
-    curvature = curvature.cpu()
+    # One group after the other: on an accelerator each would wait for the last. In float64, where a level can rise by
+    # less than float32 can tell apart.
+    curvature = curvature.cpu().double()
     scale = curvature.new_ones(num_groups) if prices is None else prices.to(curvature)
     marginal = curvature.diagonal().clone()
     survives = torch.zeros_like(marginal)

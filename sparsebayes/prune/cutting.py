@@ -47,8 +47,13 @@ def carry_tensors(tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor
         branch is new: it has no history.
 
     Raises:
-        ModelError: a tensor is too small for the positions that stay.
+        ModelError: a tensor is too small for the positions that stay, or none has the name of one that was cut.
     """
+    if tensors and kept and not any(name in kept for name in tensors):
+        raise ModelError(
+            f"none of the tensors, such as {next(iter(tensors))!r}, has the name of one that was cut, such as "
+            f"{next(iter(kept))!r}; give the state of the network itself, such as averaged.module.state_dict()"
+        )
     result = {}
     for name, tensor in tensors.items():
         dims = kept.get(name, {})

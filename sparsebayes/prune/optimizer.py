@@ -22,7 +22,7 @@ from torch.optim import LBFGS, Optimizer
 from sparsebayes.errors import ModelError
 from sparsebayes.prune.compaction import Kept, cut
 
-__all__ = ["carry_optimizer_state", "move_optimizer_"]
+__all__ = ["carry_optimizer_state", "check_optimizer", "move_optimizer_"]
 
 # Name, old and new parameter.
 Member = tuple[str, Tensor, nn.Parameter]
@@ -38,7 +38,7 @@ def carry_optimizer_state(
     """Make an optimizer for the compacted network that goes on where the old one stood.
 
     Args:
-        old_optimizer: trains some or all parameters of `old_model`; not changed.
+        old_optimizer: trains some or all parameters of `old_model`, and maybe others, which stay; not changed.
         old_model: the network before compaction.
         new_model: the compacted network.
         kept: from the `Compaction`: what stayed of each parameter.
@@ -50,10 +50,11 @@ def carry_optimizer_state(
         The new optimizer: state tensors shaped like their parameter are cut, numbers are copied.
 
     Raises:
-        ModelError: the old optimizer holds parameters that are not the old model's, the networks do not
+        ModelError: the old optimizer trains no parameter of the old model, the networks do not
             belong together, `make_optimizer` changes the parameters or the kind, or a state tensor has
             another shape than its parameter, so that it cannot be cut.
     """
+    check_optimizer(old_optimizer, old_model)
     carried = _carried(old_optimizer, old_model, new_model, kept)
     groups: list[dict[str, object]] = [
         {
@@ -82,8 +83,8 @@ def move_optimizer_(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Mo
     """Let an optimizer, the very object that a training loop and its schedulers hold, go on with the compacted network.
 
     Args:
-        optimizer: trains some or all parameters of `old_model`. Its groups keep their number, order and settings, also
-            where no parameter of one is left.
+        optimizer: trains some or all parameters of `old_model`, and maybe others, which stay. Its groups keep their
+            number, order and settings, also where no parameter of one is left.
         old_model: the network before compaction.
         new_model: the compacted network.
         kept: from the `Compaction`: what stayed of each parameter.
@@ -92,8 +93,7 @@ def move_optimizer_(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Mo
         ModelError: as for `carry_optimizer_state`; then nothing is changed. L-BFGS holds its parameters in other
             places too, and is refused.
     """
-    if isinstance(optimizer, LBFGS):
-        raise ModelError("an LBFGS optimizer cannot go on with other parameters; start a new one instead")
+    check_optimizer(optimizer, old_model)
     carried = _carried(optimizer, old_model, new_model, kept)
     states = _states(optimizer, carried, kept)
     for group, members in zip(optimizer.param_groups, carried, strict=True):
@@ -102,6 +102,30 @@ def move_optimizer_(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Mo
             group["param_names"] = [name for name, _, _ in members]
     optimizer.state.clear()
     optimizer.state.update(states)
+
+
+def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that could not go on with a compacted network, before anything is changed.
+
+    Args:
+        optimizer: of the network as it is.
+        model: the network as it is.
+
+    Raises:
+        ModelError: it trains no parameter of the model, or holds a state that cannot be cut.
+    """
+    if isinstance(optimizer, LBFGS):
+        raise ModelError("an LBFGS optimizer cannot go on with other parameters; start a new one instead")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if held and not any(id(parameter) in names for parameter in held):
+        raise ModelError(
+            f"the optimizer holds a parameter of shape {list(held[0].shape)} that the old model does not have, and "
+            "none that it has; pass the model that the optimizer was made for"
+        )
+    for parameter in held:
+        if id(parameter) in names and parameter in optimizer.state:
+            _cut_state(names[id(parameter)], parameter, optimizer.state[parameter], {})
 
 
 def _carried(
@@ -114,13 +138,17 @@ def _carried(
     carried = []
     for group in optimizer.param_groups:
         olds: list[Tensor] = list(group["params"])
-        found = [_counterpart(old, names, new_parameters, kept) for old in olds]
+        foreign = [old for old in olds if id(old) not in names]
+        olds = [old for old in olds if id(old) in names]
+        found = [_counterpart(old, names[id(old)], new_parameters, kept) for old in olds]
         here = [(name, old, new) for old, (name, new) in zip(olds, found, strict=True) if new is not None]
         # What a branch that is gone still adds is trained where its last layer was.
         constants = {_constant(name, new_parameters) for name, new in found if new is None}
         added = sorted({name for name in constants if name is not None} - placed)
         here += [(name, new_parameters[name], new_parameters[name]) for name in added]
         placed.update(added)
+        titles = dict(zip(map(id, group["params"]), group.get("param_names", ()), strict=False))
+        here += [(titles.get(id(old), ""), old, old) for old in foreign if isinstance(old, nn.Parameter)]
         carried.append(here)
     return carried
 
@@ -128,7 +156,9 @@ def _carried(
 def _states(optimizer: Optimizer, carried: list[list[Member]], kept: Kept) -> dict[Tensor, dict[str, object]]:
     """State of each new parameter."""
     return {
-        new: _cut_state(name, old, optimizer.state[old], kept.get(name, {}))
+        new: optimizer.state[old]
+        if new is old
+        else _cut_state(name, old, optimizer.state[old], kept.get(name, {}))
         for members in carried
         for name, old, new in members
         if old in optimizer.state
@@ -136,15 +166,9 @@ def _states(optimizer: Optimizer, carried: list[list[Member]], kept: Kept) -> di
 
 
 def _counterpart(
-    old: Tensor, names: Mapping[int, str], new_parameters: Mapping[str, nn.Parameter], kept: Kept
+    old: Tensor, name: str, new_parameters: Mapping[str, nn.Parameter], kept: Kept
 ) -> tuple[str, nn.Parameter | None]:
     """Find the new parameter of an old one; None if it went with its branch."""
-    name = names.get(id(old))
-    if name is None:
-        raise ModelError(
-            f"the optimizer holds a parameter of shape {list(old.shape)} that the old model does not have; "
-            "pass the model that the optimizer was made for"
-        )
     dims = kept.get(name, {})
     shape = [dims[d].numel() if d in dims else size for d, size in enumerate(old.shape)]
     new = new_parameters.get(name)

@@ -91,7 +91,7 @@ def group_prices(grouping: Grouping, costs: EntryCosts) -> Tensor:
         thousandth of the mean gets a thousandth, so that its evidence still decides in the end.
     """
     total = torch.zeros(grouping.num_groups, dtype=torch.float64)
-    for labels in grouping.labels:
+    for labels in grouping.distinct_labels:
         # An index entry stands for all the parameter entries that it is broadcast to.
         spread = torch.tensor(labels.shape).prod().item() / max(labels.index.numel(), 1)
         counts = torch.bincount((labels.index + 1).flatten(), minlength=grouping.num_groups + 1)[1:]

@@ -53,11 +53,12 @@ def test_a_diagonal_matrix_gives_the_evidence_itself() -> None:
 
 def test_one_of_two_twins_is_worth_more_once_the_other_is_gone() -> None:
     twins = torch.tensor([[4.0, 4.0, 0.0], [4.0, 4.0, 0.0], [0.0, 0.0, 9.0]])
-    torch.testing.assert_close(joint_survival(twins), torch.tensor([4.0, 12.0, 9.0]))
+    torch.testing.assert_close(joint_survival(twins), torch.tensor([4.0, 12.0, 9.0], dtype=torch.float64))
 
 
 def test_no_two_groups_share_a_strength() -> None:
-    assert len(joint_survival(torch.ones(6, 6, dtype=torch.float64)).unique()) == 6
+    assert len(joint_survival(torch.ones(6, 6)).unique()) == 6
+    assert len(joint_survival(torch.eye(6)).unique()) == 6
 
 
 @pytest.mark.parametrize(

@@ -194,10 +194,30 @@ def test_states_that_cannot_be_cut_are_refused() -> None:
 
     optimizer.step(closure)  # type: ignore[arg-type]
     small = compact(model, masks_for(model).masks, x)
+    with pytest.raises(ModelError, match="an LBFGS optimizer cannot go on with other parameters"):
+        carry_optimizer_state(optimizer, model, small.model, small.kept, torch.optim.LBFGS)
+    rows = torch.optim.Adafactor(model.parameters())
+    nn.functional.cross_entropy(model(x), y).backward()
+    rows.step()
     with pytest.raises(
         ModelError, match=r"optimizer state '\w+' of '0.weight' is .*start a new optimizer instead"
     ):
-        carry_optimizer_state(optimizer, model, small.model, small.kept, torch.optim.LBFGS)
+        carry_optimizer_state(rows, model, small.model, small.kept, torch.optim.Adafactor)
+
+
+def test_parameters_of_another_network_stay_with_their_state() -> None:
+    model, (x, y) = network(), batches(1)[0]
+    temperature = nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.Adam([*model.parameters(), temperature])
+    nn.functional.cross_entropy(model(x) * temperature, y).backward()
+    optimizer.step()
+    moment = optimizer.state[temperature]["exp_avg"].clone()
+    small = compact(model, masks_for(model).masks, x)
+    move_optimizer_(optimizer, model, small.model, small.kept)
+    held = optimizer.param_groups[0]["params"]
+    assert [id(p) for p in held] == [*map(id, small.model.parameters()), id(temperature)]
+    assert torch.equal(optimizer.state[temperature]["exp_avg"], moment)
+    optimizer.step()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
