@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError, one_line
 
-__all__ = ["as_input", "copied", "in_mode"]
+__all__ = ["as_input", "copied", "frozen", "in_mode"]
 
 
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -49,6 +49,22 @@ def in_mode(model: nn.Module, *, train: bool) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter of a network ask for gradients, and each as before afterwards.
+
+    What a layer keeps for the gradients of its weights is not kept then.
+    """
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 def as_input(model: nn.Module, images: Tensor) -> Tensor:

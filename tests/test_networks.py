@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsebayes.errors import ModelError
 from sparsebayes.groups.tracing import trace_units
-from sparsebayes.networks import copied, in_mode
+from sparsebayes.networks import copied, frozen, in_mode
 
 
 def test_what_cannot_be_copied_is_named() -> None:
@@ -32,6 +32,15 @@ def test_every_module_gets_its_own_mode_back() -> None:
         assert not any(module.training for module in model.modules())
         raise KeyError
     assert [module.training for module in model.modules()] == [True, True, False, True]
+
+
+def test_every_parameter_asks_for_gradients_as_before() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model[0].bias.requires_grad_(False)
+    with pytest.raises(KeyError), frozen(model):
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        raise KeyError
+    assert [parameter.requires_grad for parameter in model.parameters()] == [True, False, True, True]
 
 
 @pytest.mark.parametrize("stands_in", [True, False])

@@ -20,6 +20,7 @@ from torch import Tensor
 from sparsebayes.curvature.factors import Starts
 from sparsebayes.errors import DataError, NumericsError
 from sparsebayes.nas.supernet import Supernet
+from sparsebayes.networks import frozen, in_mode
 
 __all__ = ["relative_rows", "switch_matrix"]
 
@@ -29,6 +30,7 @@ def relative_rows(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     num_images: int,
+    at_once: int = 64,
     estimator: str = "monte_carlo",
     factor: str = "stick",
     draws: int = 1,
@@ -40,6 +42,8 @@ def relative_rows(
         supernet: mode and gradients stay as they are.
         batches: pairs of images `[B, C, H, W]` and labels; labels are not used.
         num_images: use the first so many images.
+        at_once: so many go through the supernet together, all of whose activations are kept: what a training step
+            takes is no more than the memory can hold.
         estimator: "monte_carlo" or "exact", as in `sparsebayes.curvature`.
         factor: random factor of the Monte Carlo estimator.
         draws: random starting vectors per image.
@@ -53,18 +57,15 @@ def relative_rows(
         NumericsError: derivatives that are not finite.
     """
     starts = Starts("cross_entropy", estimator, factor, draws, seed)
-    training = supernet.training
-    supernet.eval()
     found: list[Tensor] = []
     used = 0
-    try:
+    with in_mode(supernet, train=False), frozen(supernet):
         for images, _ in batches:
             if used >= num_images:
                 break
-            found.append(_rows(supernet, images[: num_images - used], starts))
-            used += len(found[-1])
-    finally:
-        supernet.train(training)
+            some = images[: num_images - used]
+            found += [_rows(supernet, part, starts) for part in torch.split(some, at_once)]
+            used += len(some)
     if not found:
         raise DataError("expected images to measure the switches on, got none; check the data set")
     rows = torch.cat(found)

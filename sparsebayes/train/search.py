@@ -288,6 +288,7 @@ class Searcher:
             self.supernet,
             plain,
             num_images=curvature.likely_images,
+            at_once=self.recipe.search.batch_size or self.recipe.data.batch_size,
             estimator=curvature.estimator,
             factor=curvature.factor,
             draws=curvature.draws,

@@ -58,6 +58,8 @@ def test_only_so_many_images_are_used_however_they_come():
     one = relative_rows(supernet, batches(6), num_images=5, seed=1)
     other = relative_rows(supernet, batches(2, 2, 2), num_images=5, seed=1)
     assert torch.allclose(one, other, rtol=1e-10)
+    parts = relative_rows(supernet, batches(6), num_images=5, at_once=2, seed=1)
+    assert torch.allclose(one, parts, rtol=1e-10)
 
 
 def test_mode_and_gradients_stay_as_they_are():
@@ -65,7 +67,7 @@ def test_mode_and_gradients_stay_as_they_are():
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     relative_rows(supernet, batches(2), num_images=2)
     assert supernet.training
-    assert all(p.grad is None for p in supernet.parameters())
+    assert all(p.grad is None and p.requires_grad for p in supernet.parameters())
     assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
 
 
