@@ -182,7 +182,8 @@ TASKS = {
             },
             (
                 EQUAL,
-                "The budget is a tenth of the parameters. Only 1,800 training images: the errors compare scores, they are no result for CIFAR-10.",
+                "The budget is a tenth of the parameters. Only 1,800 training images: the errors compare scores, they "
+                "are no result for CIFAR-10.",
                 UNTOUCHED,
             ),
         ),
