@@ -212,7 +212,7 @@ SHARED = {
         "train={lr: 0.05, pretrain: {epochs: 20}, finetune: {epochs: 15}}",
         "train.cycles={count: 12, epochs: 1, max_epochs: 2}",
         "curvature.num_images=1800",
-        "prune.budget={params: 0.1}",
+        "prune.budget={params: 0.1, macs: null}",
         "export.onnx=false",
     ),
 }
