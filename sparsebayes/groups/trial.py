@@ -31,6 +31,10 @@ __all__ = ["Traced", "has_factors", "refuted_lines"]
 
 # In these operations a number among the arguments is a factor, which must not follow the width.
 _FACTORS = {"add", "sub", "mul", "div", "pow", "rsub", "scaled_dot_product_attention", "full_like"}
+# These change how a tensor lies in memory, at most: PyTorch leaves them out where it lies so already, as it may do with
+# one head left, and it takes one view or another.
+_LAYOUT = {"contiguous", "clone", "alias"}
+_VIEWS = {"view", "reshape", "_unsafe_view"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,20 +162,32 @@ def _shadows(one: Traced, node: fx.Node) -> list[Shadow]:
 
 def _differences(one: Traced, small: Exported, living: NDArray[np.bool_]) -> set[str]:
     """Lines of the operations whose results differ from the prediction although their arguments do not."""
-    before, after = one.exported.calls, small.calls
-    if [node.target for node in before] != [node.target for node in after]:
+    before, after = _comparable(one.exported), _comparable(small)
+    if [kind for kind, _ in before] != [kind for kind, _ in after]:
         pairs = zip(before, after, strict=False)
-        first = next((old for old, new in pairs if old.target != new.target), before[-1])
+        first = next((old for (kind, old), (other, _) in pairs if kind != other), before[-1][1])
         return {line_of(first)}
     wrong: set[fx.Node] = set()
     refuted: set[str] = set()
-    for old, new in zip(before, after, strict=True):
+    for (_, old), (_, new) in zip(before, after, strict=True):
         agrees = _agrees(one, old, new, living)
         if not agrees:
             wrong.add(old)
-            if not any(node in wrong for node in old.all_input_nodes):
+            if not any(_origin(node) in wrong for node in old.all_input_nodes):
                 refuted.add(line_of(old))
     return refuted
+
+
+def _comparable(exported: Exported) -> list[tuple[Any, fx.Node]]:
+    """What each operation does, with its node; without those that only change how a tensor lies in memory."""
+    named = [(operation_of(node), node) for node in exported.calls]
+    return [("view" if name in _VIEWS else node.target, node) for name, node in named if name not in _LAYOUT]
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """The node that made what a node holds, seen through changes of layout."""
+    is_layout = node.op == "call_function" and operation_of(node) in _LAYOUT
+    return _origin(node.all_input_nodes[0]) if is_layout else node
 
 
 def _agrees(one: Traced, old: fx.Node, new: fx.Node, living: NDArray[np.bool_]) -> bool:

@@ -1,0 +1,111 @@
+"""Networks whose code does something odd beside its layers: what is removed changes nothing, and nothing is lost to it.
+
+As in `test_awkward_nets`, about 40 % of all units are removed at once. What is left is traced once more, and must have
+the very units that stayed: else a run would stop to shrink after its first cycle.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsebayes.groups.tracing import UnitGraph, trace_units
+from sparsebayes.groups.unit_rules import unit_grouping
+from sparsebayes.prune.compaction import compact
+from sparsebayes.prune.masking import apply_masks_
+
+
+class Net(nn.Module):
+    """Layers by name, and a forward given as a function of (net, x)."""
+
+    def __init__(self, forward: Callable[[Net, Tensor], object], **layers: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.run = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> object:
+        return self.run(self, x)
+
+
+def prepared(net: nn.Module) -> nn.Module:
+    """The net in float64 and evaluation mode, with norms that are not the identity."""
+    for module in net.double().eval().modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
+            for key in ("weight", "bias", "running_mean", "running_var"):
+                value = getattr(module, key, None)
+                if value is not None:
+                    value.data.uniform_(0.5, 1.5)
+    return net
+
+
+def outputs(result: object) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else [one for value in result for one in outputs(value)]
+
+
+def check_removal(net: nn.Module, x: Tensor, num_units: int) -> UnitGraph:
+    """Count the units, remove some of each layer that has two, compare in both modes, and count what is left."""
+    net, x = prepared(net), x.double()
+    graph = trace_units(net, x)
+    assert graph.num_units == num_units, (graph, graph.fixed)
+    on = torch.rand(num_units, generator=torch.Generator().manual_seed(1)) > 0.4
+    for layer in range(len(graph.layers)):
+        members = (graph.layer_index == layer).nonzero().flatten()
+        on[members[0]] = True
+        on[members[1:2]] = False
+    masks = unit_grouping(net, graph).masks(on)
+    done = compact(net, masks, x, units=graph)
+    masked = copy.deepcopy(net)
+    apply_masks_(masked, masks)
+    for train in (False, True):
+        expected, actual = outputs(masked.train(train)(x)), outputs(done.model.train(train)(x))
+        for y, z in zip(expected, actual, strict=True):
+            torch.testing.assert_close(z, y, atol=1e-9, rtol=1e-9)
+    again = trace_units(done.model.eval(), x)
+    assert again.num_units == int(on.sum()), (again, again.fixed)
+    return graph
+
+
+class Attention(nn.Module):
+    """Heads by two attributes, or by one of them and -1, brought back into one dimension by `merge`."""
+
+    def __init__(self, heads: int, merge: Callable[[Attention, Tensor], Tensor], *, infer: bool) -> None:
+        super().__init__()
+        self.heads, self.size, self.infer, self.merge = heads, 4, infer, merge
+        self.q, self.k, self.v = (nn.Linear(12, 4 * heads) for _ in range(3))
+        self.o = nn.Linear(4 * heads, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = -1 if self.infer else self.heads
+        q, k, v = (
+            layer(x).view(*x.shape[:2], heads, self.size).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        weights = (q @ k.transpose(2, 3) / 2.0).softmax(3)
+        return self.o(self.merge(self, (weights @ v).transpose(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("merge", "infer"),
+    [
+        (lambda net, x: x.contiguous().view(*x.shape[:2], net.heads * net.size), False),
+        (lambda net, x: x.contiguous().reshape(*x.shape[:2], -1), True),
+        (lambda net, x: x.clone().flatten(2), False),
+    ],
+)
+def test_heads_may_go_until_one_is_left_which_lies_in_memory_as_its_copy_would(
+    merge: Callable[[Attention, Tensor], Tensor], infer: bool
+) -> None:
+    def net(heads: int) -> nn.Module:
+        attend = Attention(heads, merge, infer=infer)
+        return nn.Sequential(nn.Linear(5, 12), attend, nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 2))
+
+    x = torch.randn(2, 6, 5)
+    graph = check_removal(net(3), x, 34)
+    assert torch.bincount(graph.layer_index)[graph.layers.index("1.q")] == 3
+    graph = trace_units(net(2), x)
+    assert graph.num_units == 33, graph.fixed
