@@ -14,10 +14,10 @@ from sparsebayes.groups.exporting import Exported, line_of, operation_of, path_o
 from sparsebayes.groups.trace_layers import Call, Result, shadow_of
 from sparsebayes.groups.trace_ops import OPS, unknown_op
 
-__all__ = ["propagate"]
+__all__ = ["CHECKS", "propagate"]
 
 # Operations without a result that matters.
-_CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size"}
+CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size"}
 _OWN_CODE = "the model's forward works sizes out of their number"
 _SPLITS = {"reshape", "view", "unflatten", "_unsafe_view"}
 _PRODUCTS = {"scaled_dot_product_attention", "matmul", "bmm", "einsum"}
@@ -44,24 +44,23 @@ def propagate(
         frozen: Paths of modules whose code does not follow a removal: what they work on stays.
 
     Returns:
-        For each node a shadow, a leaf, a list of shadows, or None.
+        For each node a shadow, a leaf, a list of shadows, or None; nothing for those whose results nobody uses.
 
     Raises:
         ModelError: If a rule meets what it cannot handle.
     """
-    needed = _needed(one.graph)
+    needed = _needed(one)
     values: dict[fx.Node, Any] = {}
     for node in one.graph.nodes:
         if node.op == "placeholder":
             values[node] = _placeholder(node, one, leaves)
         elif node not in needed:
-            continue
+            _freeze(trace, node, values, frozen)
         elif node.op == "call_function" and node.target is operator.getitem:
             values[node] = values[node.args[0]][node.args[1]]
         elif node.op == "call_function":
             values[node] = _call(trace, node, values, modules)
-            if frozen:
-                _freeze(trace, node, values, frozen)
+            _freeze(trace, node, values, frozen)
         elif node.op == "output":
             for value in _tensors(_filled(node.args, values)):
                 trace.fix(shadow_of(trace, value).ids, "they are outputs of the model")
@@ -69,18 +68,28 @@ def propagate(
     return values
 
 
-def _needed(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose results are used: an unused attention map, say, must not let its heads stay."""
+def _needed(one: Exported) -> set[fx.Node]:
+    """Nodes whose results are used: an unused attention map, say, must not let its heads stay.
+
+    A layer is needed in any case: it runs, so its weights must fit what it reads.
+    """
+    from_input: set[fx.Node] = set()
+    for node in one.graph.nodes:
+        if node.name in one.inputs or any(source in from_input for source in node.all_input_nodes):
+            from_input.add(node)
     needed: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
+    for node in reversed(one.graph.nodes):
+        has_weights = node in from_input and any(source.name in one.names for source in node.all_input_nodes)
         in_place = node.op == "call_function" and operation_of(node).endswith("_")
-        if node.op == "output" or in_place or any(user in needed for user in node.users):
+        if node.op == "output" or in_place or has_weights or any(user in needed for user in node.users):
             needed.add(node)
     return needed
 
 
 def _freeze(trace: Trace, node: fx.Node, values: dict[fx.Node, Any], frozen: Collection[str]) -> None:
     """Let everything stay that a node of a frozen module, or of one within it, works on."""
+    if not frozen:
+        return
     path = path_of(node)
     around = [one for one in frozen if path == one or (one and path.startswith(f"{one}."))]
     if not around:
@@ -124,7 +133,7 @@ def _call(
     results = returned if isinstance(returned, (list, tuple)) else [returned]
     shapes = [tuple(result.shape) for result in results if isinstance(result, Tensor)]
     packet = operation_of(node)
-    if packet in _CHECKS:
+    if packet in CHECKS:
         return None
     op = packet.rstrip("_")
     args, kwargs = _filled(node.args, values), _filled(node.kwargs, values)

@@ -27,7 +27,7 @@ from sparsebayes.groups.propagation import propagate
 from sparsebayes.groups.resolving import resolve
 from sparsebayes.groups.scope import owner
 from sparsebayes.groups.standins import traceable
-from sparsebayes.groups.trial import Traced, has_factors, refuted_lines
+from sparsebayes.groups.trial import Traced, needs_trial, refuted_lines
 from sparsebayes.groups.unit_graph import Slice, UnitGraph
 
 __all__ = ["Slice", "UnitGraph", "trace_units"]
@@ -81,9 +81,7 @@ def trace_units(model: nn.Module, example: Tensor) -> UnitGraph:
                 unreached = _unreached(model, trace)
             notes = [f"{name!r} {unused}" for name in unreached]
         graph, unit_of_id = resolve(trace, notes)
-        if not graph.num_units or not (
-            trace.assumed or levels or any(has_factors(one.exported) for one in traced)
-        ):
+        if not graph.num_units or not (trace.assumed or levels or any(map(needs_trial, traced))):
             return graph
         refuted: set[str] = set()
         # With few units a wrong reading can agree by chance.

@@ -24,10 +24,11 @@ from torch import Tensor, fx, nn
 
 from sparsebayes.groups.channel_ids import Shadow, core
 from sparsebayes.groups.exporting import Exported, Failure, exported, line_of, operation_of, step_of
+from sparsebayes.groups.propagation import CHECKS
 from sparsebayes.groups.unit_graph import UnitGraph, apply_counts_, stays
 from sparsebayes.networks import copied
 
-__all__ = ["Traced", "has_factors", "refuted_lines"]
+__all__ = ["Traced", "needs_trial", "refuted_lines"]
 
 # In these operations a number among the arguments is a factor, which must not follow the width.
 _FACTORS = {"add", "sub", "mul", "div", "pow", "rsub", "scaled_dot_product_attention", "full_like"}
@@ -46,9 +47,14 @@ class Traced:
     train: bool
 
 
-def has_factors(one: Exported) -> bool:
-    """Whether numbers enter the arithmetic of a graph, which might be worked out from widths."""
-    return any(_packet(node) in _FACTORS and _numbers(node) for node in one.calls)
+def needs_trial(one: Traced) -> bool:
+    """Whether a graph has numbers in its arithmetic, which might be worked out from widths, or unused results.
+
+    The tracer passes by what makes unused results, but it runs, and may be handed sizes.
+    """
+    calls = [node for node in one.exported.calls if node.target is not operator.getitem]
+    unused = [node for node in calls if node not in one.shadows and operation_of(node) not in CHECKS]
+    return bool(unused) or any(_packet(node) in _FACTORS and _numbers(node) for node in calls)
 
 
 def refuted_lines(
@@ -203,7 +209,7 @@ def _agrees(one: Traced, old: fx.Node, new: fx.Node, living: NDArray[np.bool_]) 
             if _shape(predicted, living) != tuple(value.shape):
                 return False
     packet = _packet(old)
-    if packet in _FACTORS and _numbers(old) != _numbers(new):
+    if old in one.shadows and packet in _FACTORS and _numbers(old) != _numbers(new):
         return False
     return packet != "slice" or _starts(one, old, living) == new.args[2:3]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsebayes.groups.tracing import UnitGraph, trace_units
@@ -30,6 +31,17 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> object:
         return self.run(self, x)
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+
+
+def block(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
+    return nn.Sequential(conv(inputs, outputs, kernel), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def prepared(net: nn.Module) -> nn.Module:
@@ -109,3 +121,43 @@ def test_heads_may_go_until_one_is_left_which_lies_in_memory_as_its_copy_would(
     assert torch.bincount(graph.layer_index)[graph.layers.index("1.q")] == 3
     graph = trace_units(net(2), x)
     assert graph.num_units == 33, graph.fixed
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_layers_whose_results_nobody_uses_follow_what_they_read(norm: bool) -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = F.relu(net.a(x))
+        net.c(F.relu(net.b(x)))
+        return net.head(x)
+
+    net = Net(forward, a=block(3, 6) if norm else conv(3, 6), b=conv(6, 5), c=conv(5, 4), head=conv(6, 2))
+    graph = check_removal(net, IMAGES, 11)
+    assert {"b.weight", "head.weight"} <= {piece.parameter for piece in graph.slices if piece.reads}
+    assert "'c': 4 channels stay: no layer reads them" in graph.fixed
+
+
+@pytest.mark.parametrize(
+    ("unused", "units"),
+    [
+        (lambda net, x: x.mean(1), 6),
+        (lambda net, x: x / x.shape[1], 6),
+        (lambda net, x: net.a[0].weight.square().sum(), 6),
+        (lambda net, x: x.view(x.shape[0], 6 * 64), 0),
+        (lambda net, x: x + torch.zeros(6, 1, 1), 0),
+    ],
+)
+def test_unused_results_let_channels_stay_only_where_they_need_their_number(
+    unused: Callable[[Net, Tensor], Tensor], units: int
+) -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.a(x)
+        unused(net, x)
+        return net.head(x)
+
+    net = Net(forward, a=block(3, 6), head=conv(6, 2))
+    graph = trace_units(net, IMAGES)
+    assert graph.num_units == units, graph.fixed
+    if units:
+        check_removal(net, IMAGES, units)
+    else:
+        assert "'a.0': 6 channels stay: the model's forward works sizes out of their number" in graph.fixed
