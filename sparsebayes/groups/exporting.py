@@ -20,13 +20,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import config as fx_config
 from torch.fx.traceback import annotate, preserve_node_meta
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from sparsebayes.networks import in_mode
+from sparsebayes.networks import copied, in_mode
 
-__all__ = ["Exported", "Failure", "Step", "exported", "line_of", "operation_of", "path_of", "step_of"]
+__all__ = [
+    "Exported",
+    "Failure",
+    "Step",
+    "exported",
+    "line_of",
+    "operation_of",
+    "path_of",
+    "step_of",
+    "training_returns_more",
+]
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -40,12 +52,14 @@ class Exported:
         names: Parameter or buffer behind each placeholder of the graph, by the placeholder's name.
         inputs: Names of the placeholders that are the model's inputs.
         steps: The operations as the code called them; `step_of` leads from a node to its number.
+        returned: Shapes of the tensors that the model returns.
     """
 
     graph: fx.Graph
     names: dict[str, str]
     inputs: frozenset[str]
     steps: tuple[Step, ...]
+    returned: tuple[tuple[int, ...], ...]
 
     @property
     def calls(self) -> list[fx.Node]:
@@ -182,12 +196,10 @@ def exported(model: nn.Module, example: Tensor, *, train: bool) -> Exported | Fa
 
     Args:
         model: Any model of one tensor.
-        example: An input, ``[B, ...]``. One image is doubled for training mode: batch norm refuses to train on one
-            value per channel.
+        example: An input, ``[B, ...]``. One image is doubled for training mode.
         train: Whether to export it in training mode.
     """
-    if train and len(example) == 1:
-        example = torch.cat([example, example])
+    example = _two_at_least(example) if train else example
     record = _Steps()
     with (
         in_mode(model, train=train),
@@ -207,4 +219,38 @@ def exported(model: nn.Module, example: Tensor, *, train: bool) -> Exported | Fa
             )
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    return Exported(program.graph, names, frozenset(signature.user_inputs), tuple(record.steps))
+    results = [
+        one
+        for one in program.graph.output_node().args[0]
+        if getattr(one, "name", "") in signature.user_outputs
+    ]
+    returned = tuple(tuple(one.meta["val"].shape) for one in results if isinstance(one.meta["val"], Tensor))
+    return Exported(program.graph, names, frozenset(signature.user_inputs), tuple(record.steps), returned)
+
+
+def training_returns_more(model: nn.Module, example: Tensor, evaluation: Exported) -> bool:
+    """Whether a model returns other tensors in training mode: in number, or in shape but for the batch.
+
+    Far cheaper than an export: a copy runs once, on tensors without values. False if that fails.
+
+    Args:
+        model: Any model of one tensor.
+        example: An input, ``[B, ...]``.
+        evaluation: What `exported` made of both.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            memo = {id(t): fake.from_tensor(t) for t in (*model.parameters(), *model.buffers())}
+            with fake:
+                returned = copied(model, memo).train()(_two_at_least(fake.from_tensor(example)))
+    except Exception:  # the model's own, as in `exported`
+        return False
+    shapes = [tuple(one.shape) for one in tree_leaves(returned) if isinstance(one, Tensor)]
+    return [shape[1:] for shape in shapes] != [shape[1:] for shape in evaluation.returned]
+
+
+def _two_at_least(example: Tensor) -> Tensor:
+    """One image doubled: batch norm refuses to train on one value per channel."""
+    return torch.cat([example, example]) if len(example) == 1 else example

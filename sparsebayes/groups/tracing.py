@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError
 from sparsebayes.groups.channel_ids import Leaf, Trace
-from sparsebayes.groups.exporting import Exported, Failure, exported, line_of, path_of
+from sparsebayes.groups.exporting import Exported, Failure, exported, line_of, path_of, training_returns_more
 from sparsebayes.groups.propagation import propagate
 from sparsebayes.groups.resolving import resolve
 from sparsebayes.groups.scope import owner
@@ -47,9 +47,9 @@ def trace_units(model: nn.Module, example: Tensor) -> UnitGraph:
             device.
 
     Returns:
-        The units. Parameters that only training mode uses (auxiliary heads) are traced in training mode as
-        well. Where sizes are handed to views, splits or slices, a trial removal has shown that the model's code
-        follows (`sparsebayes.groups.trial`).
+        The units. Models that use more parameters or return more in training mode (auxiliary heads, features for a
+        loss) are traced in that mode as well. Where sizes are handed to views, splits or slices, a trial removal has
+        shown that the model's code follows (`sparsebayes.groups.trial`).
 
     Raises:
         ModelError: If the model has no parameters or cannot be exported.
@@ -59,6 +59,7 @@ def trace_units(model: nn.Module, example: Tensor) -> UnitGraph:
     modules = dict(model.named_modules(remove_duplicate=False))
     example = example[:2].to(next(model.parameters()).device)
     evaluation = _exported(model, example)
+    returns_more = training_returns_more(model, example, evaluation)
     graphs: dict[bool, Exported | Failure] = {}
     levels: dict[str, int] = {}
     frozen: set[str] = set()
@@ -67,19 +68,14 @@ def trace_units(model: nn.Module, example: Tensor) -> UnitGraph:
         traced = [Traced(evaluation, propagate(trace, evaluation, leaves, modules, frozen), train=False)]
         notes: list[str] = []
         unreached = _unreached(model, trace)
-        if unreached:
+        if unreached or returns_more:
             training = graphs.get(True) or exported(model, example, train=True)
             graphs[True] = training
-            unused = "is never used by the model's forward"
-            if isinstance(training, Failure):
-                unused = (
-                    f"is not used in evaluation mode, and training mode cannot be traced: {training.reason}"
-                )
-            else:
+            if isinstance(training, Exported):
                 values = propagate(trace, training, leaves, modules, frozen)
                 traced.append(Traced(training, values, train=True))
                 unreached = _unreached(model, trace)
-            notes = [f"{name!r} {unused}" for name in unreached]
+            notes = _notes(unreached, training)
         graph, unit_of_id = resolve(trace, notes)
         if not graph.num_units or not (trace.assumed or levels or any(map(needs_trial, traced))):
             return graph
@@ -105,6 +101,14 @@ def _exported(model: nn.Module, example: Tensor) -> Exported:
             "tracing: weights, rows, columns, filters, channels, kernels, shapes, blocks, n:m"
         )
     return result
+
+
+def _notes(unreached: Collection[str], training: Exported | Failure) -> list[str]:
+    """What to tell of layers that no graph uses, and of training mode where it has none."""
+    if isinstance(training, Exported):
+        return [f"{name!r} is never used by the model's forward" for name in unreached]
+    failed = f"training mode cannot be traced: {training.reason}"
+    return [f"{name!r} is not used in evaluation mode, and {failed}" for name in unreached] or [failed]
 
 
 def _give_up_(

@@ -13,7 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from sparsebayes.groups import tracing
+from sparsebayes.groups.exporting import Exported, Failure, exported
 from sparsebayes.groups.tracing import UnitGraph, trace_units
 from sparsebayes.groups.unit_rules import unit_grouping
 from sparsebayes.prune.compaction import compact
@@ -56,7 +59,7 @@ def prepared(net: nn.Module) -> nn.Module:
 
 
 def outputs(result: object) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else [one for value in result for one in outputs(value)]
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def check_removal(net: nn.Module, x: Tensor, num_units: int) -> UnitGraph:
@@ -161,3 +164,62 @@ def test_unused_results_let_channels_stay_only_where_they_need_their_number(
         check_removal(net, IMAGES, units)
     else:
         assert "'a.0': 6 channels stay: the model's forward works sizes out of their number" in graph.fixed
+
+
+@pytest.mark.parametrize(
+    ("more", "units"),
+    [
+        (lambda y, early, late: (y, early.mean((2, 3))), 6),
+        (lambda y, early, late: {"y": y, "features": [early]}, 6),
+        (lambda y, early, late: late, 8),
+    ],
+)
+def test_features_that_only_training_mode_returns_are_outputs(
+    more: Callable[[Tensor, Tensor, Tensor], object], units: int
+) -> None:
+    def forward(net: Net, x: Tensor) -> object:
+        early = net.a(x)
+        late = net.b(early)
+        y = net.head(late.mean((2, 3)))
+        return more(y, early, late) if net.training else y
+
+    net = Net(forward, a=block(3, 8), b=block(8, 6), head=nn.Linear(6, 2))
+    graph = check_removal(net, IMAGES, units)
+    assert any("channels stay: they are outputs of the model" in line for line in graph.fixed[:1]), (
+        graph.fixed
+    )
+    assert trace_units(net.float(), IMAGES[:1]).num_units == units
+
+
+def test_training_mode_is_exported_only_where_it_returns_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.a(x)
+        net.kept = x if net.training else None
+        return net.head(F.dropout(x, 0.5, net.training))
+
+    modes: list[bool] = []
+
+    def counted(model: nn.Module, example: Tensor, *, train: bool) -> Exported | Failure:
+        modes.append(train)
+        return exported(model, example, train=train)
+
+    monkeypatch.setattr(tracing, "exported", counted)
+    net = Net(forward, a=block(3, 8), head=conv(8, 2)).eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert trace_units(net, IMAGES).num_units == 8
+    assert modes == [False]
+    assert net.kept is None and not net.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_what_training_mode_returns_is_told_where_it_cannot_be_traced() -> None:
+    class Own:
+        """Something that the exporter cannot return."""
+
+    def forward(net: Net, x: Tensor) -> object:
+        x = net.head(net.a(x))
+        return Own() if net.training else x
+
+    graph = trace_units(Net(forward, a=block(3, 8), head=conv(8, 2)).eval(), IMAGES)
+    assert graph.num_units == 8
+    assert graph.fixed[-1].startswith("training mode cannot be traced: "), graph.fixed
