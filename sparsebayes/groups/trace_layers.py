@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace, fixed_shadow
+from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace, core, fixed_shadow
 
 __all__ = [
     "Call",
@@ -22,6 +22,7 @@ __all__ = [
     "Rule",
     "along",
     "fix_all",
+    "is_one_channel",
     "own_entries",
     "read",
     "shadow_of",
@@ -123,6 +124,12 @@ def spread(ids: Tensor, zero: Tensor | bool, dim: int, shape: tuple[int, ...]) -
     view[dim] = -1
     flags = torch.full((), zero) if isinstance(zero, bool) else zero.view(view)
     return Shadow(ids.view(view).expand(shape), flags.expand(shape))
+
+
+def is_one_channel(shadow: Shadow) -> bool:
+    """Whether one channel, which may stay or not, fills an activation."""
+    ids = core(shadow.ids)
+    return ids.numel() > 0 and bool((ids == ids.max()).all() & (ids > 0).all())
 
 
 def read(trace: Trace, leaf: Leaf, dim: int, ids: Tensor, zero: Tensor) -> None:

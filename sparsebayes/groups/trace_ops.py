@@ -24,7 +24,7 @@ from sparsebayes.groups import trace_products as products
 from sparsebayes.groups import trace_recurrent as recurrent
 from sparsebayes.groups import trace_shapes as shapes
 from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace, core
-from sparsebayes.groups.trace_layers import Call, Result, Rule, fix_all, shadow_of
+from sparsebayes.groups.trace_layers import Call, Result, Rule, fix_all, is_one_channel, shadow_of
 
 __all__ = ["OPS", "unknown_op"]
 
@@ -66,7 +66,8 @@ def _meet(trace: Trace, call: Call, shadows: list[Shadow]) -> tuple[Tensor, list
     """Ids of the result of an element-wise operation, and the zero flags of its arguments.
 
     An argument that is spread over the channels of another (a scalar, a spatial attention map) belongs to
-    none of them: it stays, and the others keep their ids.
+    none of them: it stays, and the others keep their ids. Where one channel has been copied to the number of
+    others, all of them stay.
     """
     aligned = [(1,) * (len(call.shape) - len(shadow.shape)) + shadow.shape for shadow in shadows]
     varying = [trace.varies(x.ids.expand(shape)) for x, shape in zip(shadows, aligned, strict=True)]
@@ -79,6 +80,9 @@ def _meet(trace: Trace, call: Call, shadows: list[Shadow]) -> tuple[Tensor, list
             trace.fix(shadow.ids, f"they are spread over other channels by {call.place}")
             flags.append(torch.tensor(False))
             continue
+        if others and is_one_channel(shadow):
+            for one in shadows:
+                trace.fix(one.ids, f"one channel is copied to the number of others before {call.place}")
         flags.append(core(shadow.zero))
         if shadow.ids.numel() == 1 and not shadow.ids.any():
             continue
@@ -159,8 +163,7 @@ _KEEP = (
     "feature_alpha_dropout feature_dropout lift_fresh lift_fresh_copy to type_as"
 ).split()
 _MOVE = (
-    "expand_as flip movedim moveaxis mT permute repeat repeat_interleave squeeze "
-    "swapaxes swapdims t tile transpose unsqueeze"
+    "flip movedim moveaxis mT permute repeat_interleave squeeze swapaxes swapdims t tile transpose unsqueeze"
 ).split()
 _RESHAPE = "_unsafe_view flatten reshape unflatten view".split()
 _CUT = "narrow select slice split split_with_sizes unbind unsafe_split unsafe_split_with_sizes".split()
@@ -230,8 +233,10 @@ OPS: Mapping[str, Rule] = MappingProxyType(
         "pixel_shuffle": shapes.pixel_shuffle,
         "pixel_unshuffle": shapes.pixel_unshuffle,
         "roll": shapes.roll,
-        "expand": shapes.expand,
-        "broadcast_to": shapes.expand,
+        "expand": shapes.copies,
+        "expand_as": shapes.expand_as,
+        "broadcast_to": shapes.copies,
+        "repeat": shapes.copies,
         "unsafe_chunk": shapes.chunk,
         "index": products.index,
         "index_select": products.index,

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace
-from sparsebayes.groups.trace_layers import Call, Result, fix_all, shadow_of
+from sparsebayes.groups.trace_layers import Call, Result, fix_all, is_one_channel, shadow_of, spread
 from sparsebayes.groups.written_sizes import Attribute, assumed_reading, attributes_for, follow, in_order
 
 __all__ = [
     "chunk",
+    "copies",
     "cut",
-    "expand",
+    "expand_as",
     "glu",
     "join",
     "move",
@@ -67,6 +68,37 @@ def expand(trace: Trace, call: Call) -> Result:
         return fix_all(trace, call, f"{call.place} expands them to a fixed size")
     follow(trace, reading, [_line(result.ids, dim) for dim in varying][: len(reading)])
     return result
+
+
+def copies(trace: Trace, call: Call) -> Result:
+    """Expansion and repetition of one channel along a dim: as many copies as there are channels that they meet."""
+    x = shadow_of(trace, call.args[0])
+    shape = (1,) * (len(call.shape) - len(x.shape)) + x.shape
+    dims = [dim for dim in range(1, len(shape)) if shape[dim] == 1 != call.shape[dim]]
+    reading = None
+    if is_one_channel(x) and len(dims) == 1:
+        readings: list[tuple[Attribute, ...]] = [(), *attributes_for(call, [call.shape[dims[0]]])]
+        reading = assumed_reading(trace, call, readings)
+    if reading is None:
+        return move(trace, call) if call.op == "repeat" else expand(trace, call)
+    trace.fix(x.ids, f"they are spread over other channels by {call.place}")
+    followers = trace.fresh(call.shape[dims[0]])
+    follow(trace, reading, [followers] * len(reading))
+    return spread(followers, False, dims[0], call.shape)
+
+
+def expand_as(trace: Trace, call: Call) -> Result:
+    """Expansion to the shape of another tensor: the copies along its channels follow them."""
+    x, other = (shadow_of(trace, value) for value in call.args[:2])
+    shape = (1,) * (len(call.shape) - len(x.shape)) + x.shape
+    varying = trace.varies(other.ids)
+    copied = [dim for dim in varying if shape[dim] == 1 != call.shape[dim]]
+    if not copied:
+        return move(trace, call)
+    trace.fix(x.ids, f"they are spread over other channels by {call.place}")
+    if len(varying) > 1:
+        return fix_all(trace, call, f"{call.place} copies their number")
+    return spread(_line(other.ids, copied[0]), False, copied[0], call.shape)
 
 
 def reshape(trace: Trace, call: Call) -> Result:

@@ -223,3 +223,35 @@ def test_what_training_mode_returns_is_told_where_it_cannot_be_traced() -> None:
     graph = trace_units(Net(forward, a=block(3, 8), head=conv(8, 2)).eval(), IMAGES)
     assert graph.num_units == 8
     assert graph.fixed[-1].startswith("training mode cannot be traced: "), graph.fixed
+
+
+@pytest.mark.parametrize(
+    ("spread", "units"),
+    [
+        (lambda net, one, x: one, 8),
+        (lambda net, one, x: one.expand_as(x), 8),
+        (lambda net, one, x: one.mean((2, 3), keepdim=True).expand_as(x), 8),
+        (lambda net, one, x: one.expand(-1, x.shape[1], -1, -1), 8),
+        (lambda net, one, x: one.expand(x.shape), 8),
+        (lambda net, one, x: one.repeat(1, x.shape[1], 1, 1), 8),
+        (lambda net, one, x: one.repeat(1, net.width, 1, 1), 8),
+        (lambda net, one, x: one.repeat(1, 8, 1, 1), 0),
+        (lambda net, one, x: one.repeat_interleave(x.shape[1], 1), 0),
+    ],
+)
+def test_one_channel_that_is_spread_over_others_does_not_tie_them(
+    spread: Callable[[Net, Tensor, Tensor], Tensor], units: int
+) -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.a(x)
+        return net.head(x * spread(net, net.one(x).sigmoid(), x))
+
+    net = Net(forward, a=block(3, 8), one=conv(8, 1), head=conv(8, 2))
+    net.width = 8
+    if units:
+        graph = check_removal(net, IMAGES, units)
+        assert graph.fixed[0].startswith("'one': 1 channels stay: they are spread over other channels by ")
+    else:
+        graph = trace_units(net, IMAGES)
+        reason = "one channel is copied to the number of others before mul in the model's forward"
+        assert graph.num_units == 0 and graph.fixed[0] == f"'a.0': 8 channels stay: {reason}"
