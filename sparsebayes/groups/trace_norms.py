@@ -83,4 +83,6 @@ def _joint(trace: Trace, call: Call, x: Shadow, *, groups: int) -> Result:
         )
         trace.join(ids)
     own_entries(trace, ids, *entries)
-    return spread(ids, entries[0] is not None or bool(zero.all()), dim, call.shape)
+    # With scale and shift at 0 the output is 0; without them only a channel by itself, whose mean is then 0, stays 0.
+    is_zero = entries[0] is not None or (groups == len(ids) and bool(zero.all()))
+    return spread(ids, is_zero, dim, call.shape)

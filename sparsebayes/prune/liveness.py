@@ -2,7 +2,8 @@
 
 A unit (one channel or neuron) is dead when nothing of it can reach the output any more:
 
-* *unread*: every entry by which another layer reads it is masked, or belongs to a dead unit of that layer;
+* *unread*: every entry by which another layer reads it is masked, or belongs to a dead unit of that layer; if the
+  statistics of a norm count it, all its own entries must be masked as well;
 * *zero*: all its own entries are masked or read only dead units, and own entries of 0 make it read as 0.
 
 Each death may cause others, upstream (a dead unit reads nothing) and downstream (a zero needs no reader), so
@@ -98,7 +99,7 @@ def living_units(
     """
     entries = _reduced(graph, masks, shapes)
     reads, owns = _labelled(graph, reads=True), _labelled(graph, reads=False)
-    # The statistics of a norm read their channels, whatever else does.
+    # The statistics of a norm read their channels, whatever else does, and count the zeros that have left.
     joint = torch.zeros(graph.num_units, dtype=torch.bool) if graph.joint is None else graph.joint.cpu()
     zero_preserving = graph.zero_preserving.cpu()
     alive = torch.ones(graph.num_units, dtype=torch.bool)
@@ -117,9 +118,9 @@ def living_units(
         own = torch.zeros(graph.num_units, dtype=torch.bool)
         for (number, place), found in reached.items():
             (read if entries[number].slices[place].reads else own)[found] = True
-        unread = reads & ~read & ~joint
-        zero = owns & ~own & zero_preserving
-        dead = alive & (unread | zero)
+        silent = owns & ~own
+        unread = reads & ~read & (silent | ~joint)
+        dead = alive & (unread | (silent & zero_preserving))
         if not bool(dead.any()):
             return alive
         alive &= ~dead

@@ -255,3 +255,25 @@ def test_one_channel_that_is_spread_over_others_does_not_tie_them(
         graph = trace_units(net, IMAGES)
         reason = "one channel is copied to the number of others before mul in the model's forward"
         assert graph.num_units == 0 and graph.fixed[0] == f"'a.0': 8 channels stay: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("norm", "units"),
+    [
+        (nn.LayerNorm(8, elementwise_affine=False), 8),
+        (nn.Sequential(nn.LayerNorm(8), nn.Sigmoid()), 8),
+        (nn.GroupNorm(2, 8, affine=False), 4),
+        (nn.GroupNorm(8, 8, affine=False), 8),
+    ],
+)
+def test_a_channel_that_a_norm_makes_nonzero_goes_only_with_those_who_read_it(
+    norm: nn.Module, units: int
+) -> None:
+    net = nn.Sequential(nn.Linear(5, 8), norm, nn.Linear(8, 3))
+    x = torch.randn(4, 5)
+    graph = check_removal(net, x, units)
+    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in net.named_parameters()}
+    masks["0.weight"][2] = masks["0.bias"][2] = False
+    done = compact(net, masks, x.double(), units=graph)
+    alone = isinstance(norm, nn.GroupNorm) and norm.num_groups == 8  # its mean is 0, so it stays 0
+    assert done.summary.units["0"] == (units - alone, units)
