@@ -10,12 +10,14 @@ and all slices by which later layers read it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Slice", "UnitCount", "UnitGraph", "apply_counts_", "counts_left", "stays"]
+__all__ = ["Slice", "UnitCount", "UnitGraph", "apply_counts_", "counts_left", "stays", "with_items"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +129,12 @@ def apply_counts_(model: nn.Module, graph: UnitGraph, alive: Tensor) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     for (path, attribute, position), value in counts_left(graph, alive).items():
         held = getattr(modules[path], attribute)
-        if position is None:
-            changed = value
-        else:
-            changed = type(held)([*held[:position], value, *held[position + 1 :]])
-        setattr(modules[path], attribute, changed)
+        if position is not None:
+            held = with_items(held, [*held[:position], value, *held[position + 1 :]])
+        setattr(modules[path], attribute, value if position is None else held)
+
+
+def with_items(held: Sequence[int], items: Sequence[int]) -> Sequence[int]:
+    """Other items in a list or tuple of the kind of ``held``, which may have named fields."""
+    make: Any = getattr(type(held), "_make", type(held))
+    return cast("Sequence[int]", make(items))

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from sparsebayes.groups.channel_ids import Trace
@@ -59,10 +60,15 @@ def find_attributes(modules: Mapping[str, nn.Module], path: str, value: int) -> 
                 continue
             if type(held) is int and held == value:
                 found.append(Attribute(here, name, None))
-            elif isinstance(held, (tuple, list)) and all(type(item) is int for item in held):
+            elif _is_sequence(held) and all(type(item) is int for item in held):
                 found += [Attribute(here, name, spot) for spot, item in enumerate(held) if item == value]
         here = here.rpartition(".")[0] if here else None
     return found
+
+
+def _is_sequence(held: object) -> bool:
+    """Whether this is a list or tuple that can be made again of other items."""
+    return type(held) in (list, tuple, torch.Size) or isinstance(getattr(held, "_fields", None), tuple)
 
 
 def attributes_for(call: Call, values: Sequence[int]) -> list[tuple[Attribute, ...]]:

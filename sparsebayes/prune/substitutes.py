@@ -19,12 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from sparsebayes.errors import ModelError, unknown
 from sparsebayes.groups.standins import is_layer_norm_of_images
+from sparsebayes.groups.unit_graph import with_items
 from sparsebayes.layers import Constant, HeadAttention, PartialGroupNorm, PartialLayerNorm, Passage
 from sparsebayes.prune.gather import replace_module_
 from sparsebayes.prune.json_fields import Fields
@@ -197,15 +199,15 @@ def set_attributes_(model: nn.Module, attributes: Attributes) -> None:
     for path, values in attributes.items():
         module = modules.get(path)
         for name, value in values.items():
-            held = getattr(module, name, None)
-            fits = isinstance(held, (tuple, list)) if isinstance(value, list) else type(held) is int
+            held: Any = getattr(module, name, None)
+            fits = type(held) is int
+            if isinstance(value, list):
+                fits = isinstance(held, (tuple, list)) and len(held) == len(value)
             if module is None or not fits:
                 raise ModelError(
                     f"the architecture sets {name!r} of {path!r}, which the model lacks; check its builder and options"
                 )
-            setattr(
-                module, name, tuple(value) if isinstance(held, tuple) and isinstance(value, list) else value
-            )
+            setattr(module, name, with_items(held, value) if isinstance(value, list) else value)
         if module is not None:
             setattr(module, _NOTE, {**getattr(module, _NOTE, {}), **values})
 

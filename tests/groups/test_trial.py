@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from sparsebayes.errors import ModelError
 from sparsebayes.groups.exporting import Failure, exported
 from sparsebayes.groups.tracing import trace_units
 from sparsebayes.groups.unit_graph import apply_counts_, counts_left
+from sparsebayes.groups.unit_rules import unit_grouping
+from sparsebayes.prune.compaction import compact
 
 
 class Middle(nn.Module):
@@ -60,6 +63,40 @@ def test_attributes_follow_what_is_left() -> None:
     assert counts_left(graph, alive) == {("", "shape", 1): 3}
     apply_counts_(net, graph, alive)
     assert net.shape == (2, 3)
+
+
+class Sizes(NamedTuple):
+    """Two sizes by name."""
+
+    parts: int
+    width: int
+
+
+@pytest.mark.parametrize("sizes", [Sizes(2, 4), torch.Size([2, 4]), [2, 4], (2, 4)])
+def test_attributes_that_are_sequences_keep_their_kind(sizes: Sequence[int]) -> None:
+    net = Middle(lambda net, x: x.view(x.shape[0], *net.shape).flatten(1))
+    net.shape = sizes
+    graph = trace_units(net, IMAGE)
+    assert graph.num_units == 4, graph.fixed
+    small = compact(
+        net, unit_grouping(net, graph).masks(torch.tensor([True, False, True, True])), IMAGE
+    ).model
+    assert type(small.shape) is type(sizes) and list(small.shape) == [2, 3]
+    assert list(net.shape) == [2, 4]
+
+
+def test_a_sequence_of_a_kind_of_its_own_is_left_alone() -> None:
+    class Own(list):
+        """Two numbers, given one by one."""
+
+        def __init__(self, parts: int, width: int) -> None:
+            super().__init__([parts, width])
+
+    net = Middle(lambda net, x: x.view(x.shape[0], *net.shape).flatten(1))
+    net.shape = Own(2, 4)
+    graph = trace_units(net, IMAGE)
+    assert graph.num_units == 0
+    assert graph.fixed[0].startswith("'fc1': 8 channels stay: view in the model's forward splits them")
 
 
 def test_the_two_halves_of_a_list_share_one_attribute() -> None:
