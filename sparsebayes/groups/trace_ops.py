@@ -183,6 +183,7 @@ def _spatial_rows() -> dict[str, Rule]:
             rows[f"{name}{dims}d"] = rule
         rows[f"max_pool{dims}d_with_indices"] = rule
         rows[f"upsample_nearest{dims}d"] = rule
+        rows[f"_upsample_nearest_exact{dims}d"] = rule
     for name in ("upsample_bilinear2d", "upsample_bicubic2d"):
         rows[name] = partial(over_space, dims=2)
     rows["upsample_linear1d"] = partial(over_space, dims=1)
@@ -226,6 +227,7 @@ OPS: Mapping[str, Rule] = MappingProxyType(
         "cat": shapes.join,
         "concat": shapes.join,
         "stack": shapes.join,
+        "channel_shuffle": shapes.channel_shuffle,
         "chunk": shapes.chunk,
         "glu": shapes.glu,
         "pad": shapes.pad,

@@ -17,6 +17,7 @@ from sparsebayes.groups.trace_layers import Call, Result, fix_all, is_one_channe
 from sparsebayes.groups.written_sizes import Attribute, assumed_reading, attributes_for, follow, in_order
 
 __all__ = [
+    "channel_shuffle",
     "chunk",
     "copies",
     "cut",
@@ -266,6 +267,14 @@ def chunk(trace: Trace, call: Call) -> Result:
     dim = int(call.named["dim"]) % len(x.shape)
     if dim in trace.varies(x.ids) and not _tie_parts(trace, x, dim, int(call.named["chunks"]), call.place):
         return fix_all(trace, call, f"{call.place} cuts them into unequal parts")
+    return move(trace, call)
+
+
+def channel_shuffle(trace: Trace, call: Call) -> Result:
+    """Channel shuffle: groups stay equal, so channels of equal rank in them are one unit."""
+    x = shadow_of(trace, call.args[0])
+    if 1 in trace.varies(x.ids):
+        _tie_parts(trace, x, 1, int(call.named["groups"]), call.place)
     return move(trace, call)
 
 

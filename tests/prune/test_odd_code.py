@@ -277,3 +277,15 @@ def test_a_channel_that_a_norm_makes_nonzero_goes_only_with_those_who_read_it(
     done = compact(net, masks, x.double(), units=graph)
     alone = isinstance(norm, nn.GroupNorm) and norm.num_groups == 8  # its mean is 0, so it stays 0
     assert done.summary.units["0"] == (units - alone, units)
+
+
+@pytest.mark.parametrize(
+    ("layer", "units"),
+    [
+        (nn.Upsample(scale_factor=2, mode="nearest-exact"), 8),
+        (nn.ChannelShuffle(2), 4),
+    ],
+)
+def test_layers_without_weights_pass_units_on(layer: nn.Module, units: int) -> None:
+    net = nn.Sequential(block(3, 8), layer, conv(8, 5, 1), nn.ReLU(), conv(5, 2))
+    check_removal(net, IMAGES, units + 5)
