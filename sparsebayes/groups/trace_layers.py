@@ -246,6 +246,11 @@ def batch_norm(trace: Trace, call: Call) -> Result:
         return fix_all(trace, call, f"the statistics of {call.place} are computed by other operations")
     ids, _ = along(trace, x, 1, f"channels and positions are mixed before {call.place}")
     own_entries(trace, ids, *entries)
+    module = call.modules.get(call.module)
+    size = (call.module, "num_features", None)
+    # Else its tensors tell its size. It warns where that is wrong, no more: further uses need not have as many.
+    if not any(entries) and isinstance(module, nn.modules.batchnorm._NormBase) and size not in trace.counts:
+        trace.count(*size, ids)
     # With scale and shift at 0 the output is 0; without them the running mean shifts a zero input.
     return spread(ids, call.named["weight"] is not None, 1, call.shape)
 

@@ -289,3 +289,18 @@ def test_a_channel_that_a_norm_makes_nonzero_goes_only_with_those_who_read_it(
 def test_layers_without_weights_pass_units_on(layer: nn.Module, units: int) -> None:
     net = nn.Sequential(block(3, 8), layer, conv(8, 5, 1), nn.ReLU(), conv(5, 2))
     check_removal(net, IMAGES, units + 5)
+
+
+def test_norms_without_tensors_follow_by_their_number_of_channels() -> None:
+    norm = nn.InstanceNorm2d(8)
+    net = nn.Sequential(conv(3, 8), norm, nn.ReLU(), conv(8, 2))
+    graph = check_removal(net, IMAGES, 8)  # a warning of the norm would be an error here
+    assert [(count.module, count.attribute) for count in graph.counts] == [("1", "num_features")]
+
+
+def test_a_norm_without_tensors_does_not_tie_what_it_is_used_for() -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        return net.head(torch.cat([net.norm(net.a(x)), net.norm(net.b(x))], 1))
+
+    net = Net(forward, a=conv(3, 8), b=conv(3, 8), norm=nn.InstanceNorm2d(8), head=conv(16, 2))
+    assert trace_units(net, IMAGES).num_units == 16
