@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsebayes.layers.attention import HeadAttention
-from sparsebayes.layers.norms import PartialGroupNorm, PartialLayerNorm
+from sparsebayes.layers.norms import PartialGroupNorm, PartialLayerNorm, PartialRMSNorm
 from sparsebayes.networks import copied
 
 __all__ = ["ImageLayerNorm", "is_layer_norm_of_images", "traceable"]
@@ -39,7 +39,7 @@ def traceable(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: If it needs stand-ins, and cannot be copied.
     """
-    kinds = (nn.MultiheadAttention, PartialGroupNorm, PartialLayerNorm)
+    kinds = (nn.MultiheadAttention, PartialGroupNorm, PartialLayerNorm, PartialRMSNorm)
     if not any(isinstance(module, kinds) for module in model.modules()):
         return model
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
@@ -62,8 +62,10 @@ def _stand_in(layer: nn.Module) -> nn.Module | None:
         )
     elif isinstance(layer, PartialGroupNorm):
         other = nn.GroupNorm(layer.num_groups, layer.num_channels)
+    elif isinstance(layer, PartialRMSNorm):
+        other = nn.RMSNorm(layer.num_channels)
     else:
         return None
-    for name in ("weight", "bias"):
-        other.register_parameter(name, getattr(layer, name))
+    for name, parameter in layer._parameters.items():
+        other.register_parameter(name, parameter)
     return other

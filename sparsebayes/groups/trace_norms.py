@@ -1,4 +1,4 @@
-"""Rules of the tracer for norms whose statistics are taken over channels: layer and group norms.
+"""Rules of the tracer for norms whose statistics are taken over channels: layer, RMS and group norms.
 
 A channel that goes changes such statistics, unless the norm still counts it as a zero. The layers of
 `sparsebayes.layers.norms` do, so a channel behind one of the layers that they can replace is a unit, with two
@@ -27,13 +27,13 @@ __all__ = ["group_norm", "layer_norm"]
 
 
 def layer_norm(trace: Trace, call: Call) -> Result:
-    """Layer and RMS norms: over channels where `PartialLayerNorm` can stand in; over positions always."""
+    """Layer and RMS norms: over channels where a norm of `sparsebayes.layers` can stand in; over positions always."""
     x = shadow_of(trace, call.named["input"])
     dims = call.named["normalized_shape"]
     over = range(len(x.shape) - len(dims), len(x.shape))
     if set(trace.varies(x.ids)) & set(over):
         module = call.modules.get(call.module)
-        if type(module) is nn.LayerNorm or is_layer_norm_of_images(module):
+        if type(module) in (nn.LayerNorm, nn.RMSNorm) or is_layer_norm_of_images(module):
             return _joint(trace, call, x, groups=1)
         return fix_all(trace, call, _refusal(call))
     for leaf in call.tensors()[1:]:
@@ -83,6 +83,7 @@ def _joint(trace: Trace, call: Call, x: Shadow, *, groups: int) -> Result:
         )
         trace.join(ids)
     own_entries(trace, ids, *entries)
-    # With scale and shift at 0 the output is 0; without them only a channel by itself, whose mean is then 0, stays 0.
-    is_zero = entries[0] is not None or (groups == len(ids) and bool(zero.all()))
+    # With scale and shift at 0 the output is 0; without them 0 stays 0 only if the mean is 0 as well, or not taken off.
+    is_centred = call.op != "rms_norm" and groups != len(ids)
+    is_zero = entries[0] is not None or (not is_centred and bool(zero.all()))
     return spread(ids, is_zero, dim, call.shape)

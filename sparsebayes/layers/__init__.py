@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from sparsebayes.layers.attention import HeadAttention
 from sparsebayes.layers.constant import Constant, Passage
-from sparsebayes.layers.norms import PartialGroupNorm, PartialLayerNorm
+from sparsebayes.layers.norms import PartialGroupNorm, PartialLayerNorm, PartialRMSNorm
 
-__all__ = ["Constant", "HeadAttention", "PartialGroupNorm", "PartialLayerNorm", "Passage"]
+__all__ = ["Constant", "HeadAttention", "PartialGroupNorm", "PartialLayerNorm", "PartialRMSNorm", "Passage"]

@@ -1,10 +1,11 @@
-"""Layer and group norms over channels of which some are gone: the statistics still count these, as zeros.
+"""Layer, group and RMS norms over channels of which some are gone: the statistics still count these, as zeros.
 
 With ``T`` channels before removal, of which ``K`` stay and the others are 0,
 
     mean = sum(x) / T        variance = (sum((x - mean)^2) + (T - K) * mean^2) / T
 
-which are the statistics of the network in which the others are masked, so that removal changes no output. In half
+which are the statistics of the network in which the others are masked, so that removal changes no output; an RMS norm
+(Zhang & Sennrich 2019, eq 4) needs sum(x^2) / T alone. In half
 precision they are taken in single precision, as PyTorch's norms do: a sum of squares soon exceeds 65504.
 
     >>> full = nn.LayerNorm(4)
@@ -20,7 +21,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PartialGroupNorm", "PartialLayerNorm"]
+__all__ = ["PartialGroupNorm", "PartialLayerNorm", "PartialRMSNorm"]
 
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -132,3 +133,36 @@ class PartialGroupNorm(nn.Module):
     def extra_repr(self) -> str:
         """Name the widths, for `print(model)`."""
         return f"{self.num_groups} groups, {self.num_channels} of {self.total} channels, eps={self.eps}"
+
+
+class PartialRMSNorm(nn.Module):
+    """`nn.RMSNorm` over the last dimension, of whose ``total`` channels some are gone.
+
+    Args:
+        channels: number K of channels that stay.
+        total: number T of channels of the dense layer.
+        eps: added to the mean square; None: the smallest step from 1 in the type of the input.
+        affine: whether there is a scale, of shape ``[K]``.
+
+    Attributes:
+        weight: the scale, or None.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, channels: int, *, total: int, eps: float | None = None, affine: bool = True) -> None:
+        super().__init__()
+        self.total, self.eps = total, eps
+        self.num_channels = channels
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize and scale; ``x`` holds its K channels along the last dimension."""
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        wide = x.float() if x.dtype in _HALF else x
+        y = wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) / self.total + eps)
+        return _scaled(y, self.weight, None, [-1], x)
+
+    def extra_repr(self) -> str:
+        """Name the widths, for `print(model)`."""
+        return f"{self.num_channels} of {self.total} channels, eps={self.eps}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebayes.errors import ModelError
-from sparsebayes.layers import HeadAttention, PartialGroupNorm, PartialLayerNorm
+from sparsebayes.layers import HeadAttention, PartialGroupNorm, PartialLayerNorm, PartialRMSNorm
 from sparsebayes.prune.architecture import CONVOLUTIONS, Architecture, Gather, architecture_of
 from sparsebayes.prune.branches import DeadBranches
 from sparsebayes.prune.cutting import Kept, cut
@@ -18,7 +18,7 @@ from sparsebayes.prune.substitutes import Substitute, substituted_names
 __all__ = ["gathered_", "remaining"]
 
 Counts = Mapping["tuple[str, str, int | None]", int]
-PARTIAL = (PartialLayerNorm, PartialGroupNorm)
+PARTIAL = (PartialLayerNorm, PartialGroupNorm, PartialRMSNorm)
 
 
 def gathered_(
@@ -141,13 +141,15 @@ def _norm_kind(module: nn.Module, path: str, attribute: str, counts: Counts) -> 
     """Kind of the substitute that a shrunk norm needs; empty where none is needed."""
     if isinstance(module, (nn.LayerNorm, PartialLayerNorm)) and attribute == "normalized_shape":
         return "layer_norm"
+    if isinstance(module, (nn.RMSNorm, PartialRMSNorm)) and attribute == "normalized_shape":
+        return "rms_norm"
     is_group_norm = isinstance(module, (nn.GroupNorm, PartialGroupNorm)) and attribute == "num_channels"
     # With a group per channel the groups go with the channels.
     return "group_norm" if is_group_norm and (path, "num_groups", None) not in counts else ""
 
 
 def _width(norm: nn.Module) -> int:
-    assert isinstance(norm, (nn.LayerNorm, nn.GroupNorm))
+    assert isinstance(norm, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
     return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.normalized_shape[0]
 
 

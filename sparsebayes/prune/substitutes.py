@@ -8,6 +8,7 @@
 | attention | `nn.MultiheadAttention` | a head, or a channel of its tokens, is gone |
 | layer_norm | `nn.LayerNorm`, torchvision's `LayerNorm2d` | its statistics count channels that are gone |
 | group_norm | `nn.GroupNorm` | the same |
+| rms_norm | `nn.RMSNorm` | the same |
 | passage | any layer of a branch that is off | the branch computes nothing any more |
 | constant | the last layer of such a branch | what it emits without input |
 
@@ -27,7 +28,14 @@ from torch import nn
 from sparsebayes.errors import ModelError, unknown
 from sparsebayes.groups.standins import is_layer_norm_of_images
 from sparsebayes.groups.unit_graph import with_items
-from sparsebayes.layers import Constant, HeadAttention, PartialGroupNorm, PartialLayerNorm, Passage
+from sparsebayes.layers import (
+    Constant,
+    HeadAttention,
+    PartialGroupNorm,
+    PartialLayerNorm,
+    PartialRMSNorm,
+    Passage,
+)
 from sparsebayes.prune.gather import replace_module_
 from sparsebayes.prune.json_fields import Fields
 
@@ -49,9 +57,11 @@ _NUMBERS = {
     "attention": (),
     "layer_norm": ("channels", "total"),
     "group_norm": ("channels", "total"),
+    "rms_norm": ("channels", "total"),
     "passage": ("dim", "stride"),
     "constant": ("channels", "dim", "stride"),
 }
+_PARTIAL = {PartialLayerNorm: "layer_norm", PartialGroupNorm: "group_norm", PartialRMSNorm: "rms_norm"}
 # Where a module notes the attributes that compaction has changed.
 _NOTE = "compacted_attributes"
 
@@ -95,9 +105,8 @@ def substitutes_of(model: nn.Module) -> dict[str, Substitute]:
 def _described(module: nn.Module) -> Substitute | None:
     if isinstance(module, HeadAttention):
         return Substitute("attention", {})
-    if isinstance(module, (PartialLayerNorm, PartialGroupNorm)):
-        kind = "layer_norm" if isinstance(module, PartialLayerNorm) else "group_norm"
-        return Substitute(kind, {"channels": module.num_channels, "total": module.total})
+    if isinstance(module, (PartialLayerNorm, PartialGroupNorm, PartialRMSNorm)):
+        return Substitute(_PARTIAL[type(module)], {"channels": module.num_channels, "total": module.total})
     if isinstance(module, Passage):
         return Substitute("passage", {"dim": module.dim, "stride": list(module.stride)})
     if isinstance(module, Constant):
@@ -155,7 +164,7 @@ def put_substitutes_(model: nn.Module, substitutes: Mapping[str, Substitute]) ->
             raise ModelError(
                 f"the architecture replaces a layer {path!r}, which the model lacks; check its builder"
             )
-        if isinstance(old, (PartialLayerNorm, PartialGroupNorm)):
+        if isinstance(old, (PartialLayerNorm, PartialGroupNorm, PartialRMSNorm)):
             old.num_channels, old.total = one.number("channels"), one.number("total")
         elif not isinstance(old, (HeadAttention, Passage, Constant)):
             replace_module_(model, old, _made(path, old, one))
@@ -174,6 +183,10 @@ def _made(path: str, old: nn.Module, one: Substitute) -> nn.Module:
     if one.kind == "group_norm" and isinstance(old, nn.GroupNorm):
         new = PartialGroupNorm(old.num_groups, one.number("channels"), total=one.number("total"), eps=old.eps)
         new.weight, new.bias = old.weight, old.bias
+        return new
+    if one.kind == "rms_norm" and isinstance(old, nn.RMSNorm):
+        new = PartialRMSNorm(one.number("channels"), total=one.number("total"), eps=old.eps)
+        new.weight = old.weight
         return new
     if one.kind == "passage":
         return Passage(dim=one.number("dim"), stride=one.stride)

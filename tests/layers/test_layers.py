@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsebayes.layers import Constant, HeadAttention, PartialGroupNorm, PartialLayerNorm, Passage
+from sparsebayes.layers import (
+    Constant,
+    HeadAttention,
+    PartialGroupNorm,
+    PartialLayerNorm,
+    PartialRMSNorm,
+    Passage,
+)
 
 
 def assert_close(first: Tensor, second: Tensor) -> None:
@@ -43,10 +50,23 @@ def test_a_partial_group_norm_is_the_full_one_on_zeros() -> None:
     assert_close(part(x), full(wide)[:, kept])
 
 
+@pytest.mark.parametrize("eps", [None, 1e-3])
+def test_a_partial_rms_norm_is_the_full_one_on_zeros(eps: float | None) -> None:
+    kept = torch.tensor([0, 2, 3])
+    full = filled(nn.RMSNorm(5, eps=eps))
+    part = PartialRMSNorm(3, total=5, eps=eps).double()
+    part.load_state_dict({"weight": full.state_dict()["weight"][kept]})
+    x = torch.randn(2, 4, 3).double()
+    wide = torch.zeros(2, 4, 5).double()
+    wide[..., kept] = x
+    assert_close(part(x), full(wide)[..., kept])
+
+
 def test_norms_that_lost_nothing_are_those_of_pytorch_without_affine_too() -> None:
     x = torch.randn(4, 6, 3).double()
     assert_close(PartialLayerNorm(3, total=3, affine=False)(x), nn.LayerNorm(3, elementwise_affine=False)(x))
     assert_close(PartialGroupNorm(3, 6, total=6, affine=False)(x), nn.GroupNorm(3, 6, affine=False)(x))
+    assert_close(PartialRMSNorm(3, total=3, affine=False)(x), nn.RMSNorm(3, elementwise_affine=False)(x))
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
@@ -60,6 +80,7 @@ def test_norms_of_large_values_in_half_precision_are_those_of_pytorch(
     pairs = [
         (PartialLayerNorm(48, total=48, affine=affine), nn.LayerNorm(48, elementwise_affine=affine), tokens),
         (PartialGroupNorm(4, 48, total=48, affine=affine), nn.GroupNorm(4, 48, affine=affine), x),
+        (PartialRMSNorm(48, total=48, affine=affine), nn.RMSNorm(48, elementwise_affine=affine), tokens),
     ]
     for part, full, images in pairs:
         for parameter in full.parameters():

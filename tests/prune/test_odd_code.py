@@ -19,8 +19,10 @@ from sparsebayes.groups import tracing
 from sparsebayes.groups.exporting import Exported, Failure, exported
 from sparsebayes.groups.tracing import UnitGraph, trace_units
 from sparsebayes.groups.unit_rules import unit_grouping
+from sparsebayes.prune.architecture import Architecture
 from sparsebayes.prune.compaction import compact
 from sparsebayes.prune.masking import apply_masks_
+from sparsebayes.prune.reshaping import reshape_
 
 
 class Net(nn.Module):
@@ -82,6 +84,11 @@ def check_removal(net: nn.Module, x: Tensor, num_units: int) -> UnitGraph:
             torch.testing.assert_close(z, y, atol=1e-9, rtol=1e-9)
     again = trace_units(done.model.eval(), x)
     assert again.num_units == int(on.sum()), (again, again.fixed)
+    rebuilt = copy.deepcopy(net)
+    reshape_(rebuilt, Architecture.from_json(done.architecture.to_json()))
+    rebuilt.load_state_dict(done.model.state_dict())
+    for y, z in zip(outputs(done.model(x)), outputs(rebuilt(x)), strict=True):
+        assert torch.equal(y, z)
     return graph
 
 
@@ -304,3 +311,24 @@ def test_a_norm_without_tensors_does_not_tie_what_it_is_used_for() -> None:
 
     net = Net(forward, a=conv(3, 8), b=conv(3, 8), norm=nn.InstanceNorm2d(8), head=conv(16, 2))
     assert trace_units(net, IMAGES).num_units == 16
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_rms_norms_count_the_channels_of_a_residual_stream_that_are_gone(affine: bool) -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.embed(x)
+        x = x + net.down(F.silu(net.up(net.norm(x))))
+        return net.head(net.last(x))
+
+    net = Net(
+        forward,
+        embed=nn.Linear(5, 8),
+        norm=nn.RMSNorm(8, elementwise_affine=affine),
+        up=nn.Linear(8, 6),
+        down=nn.Linear(6, 8),
+        last=nn.RMSNorm(8, eps=1e-3, elementwise_affine=affine),
+        head=nn.Linear(8, 2),
+    )
+    graph = check_removal(net, torch.randn(4, 3, 5), 14)
+    assert graph.joint is not None and graph.joint.sum() == 8
+    assert bool(graph.zero_preserving.all())
