@@ -30,7 +30,7 @@ from sparsebayes.groups.unit_graph import counts_left
 from sparsebayes.networks import copied
 from sparsebayes.prune.architecture import Architecture, architecture_of, named_tensors
 from sparsebayes.prune.branches import DeadBranches, dead_branches, emptied_layers, with_one_unit_each
-from sparsebayes.prune.constants import fold_constants_
+from sparsebayes.prune.constants import constant_units, fold_constants_
 from sparsebayes.prune.cutting import Kept, cut, is_gone
 from sparsebayes.prune.gather import GatheredLinear, ungather_
 from sparsebayes.prune.liveness import check_graph, kept_indices, living_units
@@ -206,20 +206,46 @@ def _shrunk(
     reference = Reference(masked, inputs)
     called = cache(partial(called_modules, masked, inputs[0]))
     living = living_units(graph, masks, shapes)
-    folded_masks = fold_constants_(dense, graph, masks, living, inputs[0])
-    folded = any(masks.get(name) is not mask for name, mask in folded_masks.items())
-    if folded:
-        masks, living = folded_masks, living_units(graph, folded_masks, shapes)
-    emptied = emptied_layers(graph, living)
+    ways: list[tuple[nn.Module, Mapping[str, Tensor], Tensor, bool]] = []
+    if bool((constant_units(graph, masks, shapes) & living).any()):
+        folded = copied(dense)
+        folded_masks = fold_constants_(folded, graph, masks, living, inputs[0])
+        if any(masks.get(name) is not mask for name, mask in folded_masks.items()):
+            ways.append((folded, folded_masks, living_units(graph, folded_masks, shapes), True))
+    # What takes a constant over may also be read by code that the units do not show: then nothing is folded.
+    ways.append((dense, masks, living, False))
+    emptied = emptied_layers(graph, ways[0][2])
     if emptied:
         _check_reached(masked, inputs, emptied[0])
-    for plan in _plans(masked, graph, living, inputs[0], emptied=bool(emptied)):
+    for way in ways:
+        try:
+            return _cut_and_compared(*way, graph, masked, inputs[0], reference, called)
+        except ModelError:
+            if way is ways[-1]:
+                raise
+    raise AssertionError("the last way returns or raises")
+
+
+def _cut_and_compared(
+    dense: nn.Module,
+    masks: Mapping[str, Tensor],
+    living: Tensor,
+    folded: bool,
+    graph: UnitGraph,
+    masked: nn.Module,
+    example: Tensor,
+    reference: Reference,
+    called: Callable[[], set[str]],
+) -> tuple[nn.Module, Kept, dict[str, tuple[int, int]], float]:
+    """Cut all but the living units out by the first plan that passes the comparison."""
+    emptied = bool(emptied_layers(graph, living))
+    for plan in _plans(masked, graph, living, example, emptied=emptied):
         small = copied(dense) if emptied else dense
         # Without a plan one unit of each layer stays, as zeros.
         left = with_one_unit_each(graph, living) if plan is None else living
         kept = kept_indices(graph, left)
         try:
-            _shrink_(small, graph, left, masks, called, kept, plan, one_each=bool(emptied) and plan is None)
+            _shrink_(small, graph, left, masks, called, kept, plan, one_each=emptied and plan is None)
             error = reference.compare(small, folded=folded or plan is not None)
         except ModelError:
             if plan is None:

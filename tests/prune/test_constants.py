@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from sparsebayes.groups.rules import make_grouping
 from sparsebayes.groups.tracing import trace_units
@@ -96,3 +97,51 @@ def test_folding_in_single_precision_rounds_and_passes() -> None:
     done = compact(net, grouping.masks(torch.arange(6) > 1), IMAGES.float())
     assert done.summary.units["0"] == (4, 6)
     assert done.summary.error < 1e-6
+
+
+class ReadTwice(nn.Module):
+    """Something else than its norm, or than its layer, reads what would take the constant over."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.a, self.c, self.norm = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.other, self.head = nn.Linear(5, 2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        a = self.a(x).relu()
+        y = self.c(a)
+        if self.how == "norm and shortcut":
+            y = self.norm(y).relu() + y
+        elif self.how == "in place before the norm":
+            y *= 2.0
+            y = self.norm(y)
+        else:
+            z = self.norm(y).relu()
+            if self.how == "norm and output":
+                return self.head(z.mean((2, 3))), y
+            y = z
+        result = self.head(y.mean((2, 3)))
+        if self.how == "weight in other code":
+            a = a.mean((2, 3))
+            result = result + self.other(a) + F.linear(a.tanh(), self.other.weight)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("how", "left"),
+    [
+        ("norm alone", 4),
+        ("norm and shortcut", 5),
+        ("in place before the norm", 5),
+        ("norm and output", 5),
+        ("weight in other code", 5),
+    ],
+)
+def test_a_constant_stays_where_something_else_reads_what_would_take_it(how: str, left: int) -> None:
+    (net,) = prepared(ReadTwice(how))
+    nn.init.constant_(net.a.bias, 2.0)
+    masks = {"a.weight": torch.ones(5, 3, 1, 1, dtype=torch.bool)}
+    masks["a.weight"][1] = False
+    done = compact(net, masks, IMAGES)
+    assert done.summary.units["a"] == (left, 5)
