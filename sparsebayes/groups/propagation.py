@@ -12,7 +12,8 @@ from sparsebayes.errors import ModelError
 from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace, fixed_shadow
 from sparsebayes.groups.exporting import Exported, line_of, operation_of, path_of
 from sparsebayes.groups.trace_layers import Call, Result, shadow_of
-from sparsebayes.groups.trace_ops import OPS, unknown_op
+from sparsebayes.groups.trace_ops import OPS, constant, unknown_op
+from sparsebayes.groups.trace_recurrent import first_state, is_first_state
 
 __all__ = ["CHECKS", "propagate"]
 
@@ -152,6 +153,8 @@ def _call(
         is_mixed=op in _SPLITS and _is_mixed(node),
     )
     rule = OPS.get(op, unknown_op) if str(node.target).startswith("aten.") and shapes else unknown_op
+    if rule is constant and is_first_state(node):
+        rule = first_state
     try:
         result = rule(trace, call)
     except (KeyError, IndexError, TypeError, RuntimeError, AttributeError) as error:

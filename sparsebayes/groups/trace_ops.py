@@ -26,7 +26,7 @@ from sparsebayes.groups import trace_shapes as shapes
 from sparsebayes.groups.channel_ids import Leaf, Shadow, Trace, core
 from sparsebayes.groups.trace_layers import Call, Result, Rule, fix_all, is_one_channel, shadow_of
 
-__all__ = ["OPS", "unknown_op"]
+__all__ = ["OPS", "constant", "unknown_op"]
 
 
 def unknown_op(trace: Trace, call: Call) -> Result:

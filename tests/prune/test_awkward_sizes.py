@@ -1,0 +1,128 @@
+"""Small nets whose code is handed sizes, positions, states or raw parameters: what follows a removal, and what stays.
+
+From each, about 40 % of all units are removed at once, in two ways. The compacted net must equal the masked one in
+evaluation and in training mode, and be traced to the units that are left. What stays must be named, with the reason.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsebayes.groups.tracing import UnitGraph, trace_units
+from sparsebayes.groups.unit_rules import unit_grouping
+from sparsebayes.prune.compaction import compact
+from sparsebayes.prune.masking import apply_masks_
+
+IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+WORDS = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+
+
+class Net(nn.Module):
+    """Layers, parameters and numbers by name, and a forward given as a function of (net, x)."""
+
+    def __init__(self, forward: Callable[[Net, Tensor], Tensor], **parts: object) -> None:
+        super().__init__()
+        self.run = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def prepared(net: nn.Module) -> nn.Module:
+    """The net in float64 and evaluation mode, with norms that are not the identity."""
+    for module in net.double().eval().modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm):
+            for key in ("weight", "bias", "running_mean", "running_var"):
+                value = getattr(module, key, None)
+                if value is not None:
+                    value.data.uniform_(0.5, 1.5)
+    return net
+
+
+def some_units(graph: UnitGraph, seed: int) -> Tensor:
+    """Which units stay: at least one of each layer, and not all of a layer that has two."""
+    on = torch.rand(graph.num_units, generator=torch.Generator().manual_seed(seed)) > 0.4
+    for layer in range(len(graph.layers)):
+        members = (graph.layer_index == layer).nonzero().flatten()
+        if not bool(on[members].any()):
+            on[members[0]] = True
+        if bool(on[members].all()) and len(members) > 1:
+            on[members[-1]] = False
+    return on
+
+
+def check(build: Callable[[], nn.Module], x: Tensor, num_units: int, reason: str = "") -> None:
+    """Trace a net, compare its number of units, and remove some in two ways."""
+    torch.manual_seed(0)
+    net = prepared(build())
+    graph = trace_units(net, x)
+    assert graph.num_units == num_units, (graph, graph.fixed)
+    assert any(line.startswith(reason) for line in graph.fixed), graph.fixed
+    grouping = unit_grouping(net, graph)
+    for seed in range(2 if num_units else 0):
+        on = some_units(graph, seed)
+        masks = grouping.masks(on)
+        masked = copy.deepcopy(net)
+        apply_masks_(masked, masks)
+        small = compact(net, masks, x, units=graph).model
+        for train in (False, True):
+            expected, actual = masked.train(train)(x), small.train(train)(x)
+            torch.testing.assert_close(actual, expected, atol=1e-9, rtol=1e-9)
+        again = trace_units(small.eval(), x)
+        assert again.num_units == int(on.sum()), again.fixed
+
+
+def from_state(
+    state: Callable[[Net, Tensor], object], kind: type[nn.RNNBase] = nn.GRU, layers: int = 1
+) -> Callable[[], Net]:
+    """A recurrent layer (6 units) that starts from a state, behind 7 features and in front of 4."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.a(x)
+        return net.head(net.fc(net.rnn(x, net.state(net, x))[0][:, -1]).relu())
+
+    return lambda: Net(
+        forward, state=state, hidden=6, a=nn.Linear(5, 7), rnn=kind(7, 6, layers, batch_first=True),
+        first=nn.Parameter(torch.randn(1, 1, 6)), code=nn.Linear(7, 6), fc=nn.Linear(6, 4), head=nn.Linear(4, 2),
+    )  # fmt: skip
+
+
+def zeros(net: Net, x: Tensor) -> Tensor:
+    return torch.zeros(net.rnn.num_layers, x.shape[0], net.hidden, dtype=x.dtype)
+
+
+STATES: dict[str, tuple[Callable[[], Net], int, str]] = {
+    "attribute": (from_state(lambda net, x: (zeros(net, x), zeros(net, x).detach()), nn.LSTM), 17, ""),
+    "two layers": (from_state(zeros, layers=2), 17, ""),
+    "attribute of the layer": (
+        from_state(lambda net, x: x.new_zeros(1, len(x), net.rnn.hidden_size)),
+        17,
+        "",
+    ),
+    "number": (
+        from_state(lambda net, x: x.new_zeros(1, len(x), 6)),
+        11,
+        "'rnn': 18 channels stay: new_zeros in the model's forward gives the states that they start from the size 6",
+    ),
+    "ones": (
+        from_state(lambda net, x: zeros(net, x) + 1),
+        11,
+        "'rnn': 18 channels stay: gru at 'rnn' starts from",
+    ),
+    "filled": (from_state(lambda net, x: torch.full((1, len(x), net.hidden), 0.3, dtype=x.dtype)), 17, ""),
+    "parameter": (from_state(lambda net, x: net.first.expand(-1, len(x), -1)), 17, ""),
+    "computed": (from_state(lambda net, x: net.code(x.mean(1))[None].tanh()), 17, ""),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_states_that_recurrent_layers_start_from(name: str) -> None:
+    build, num_units, reason = STATES[name]
+    check(build, WORDS, num_units, reason)
