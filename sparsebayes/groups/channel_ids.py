@@ -135,12 +135,14 @@ class Trace:
         counts: Attributes of modules that must follow the number of channels, by (module, attribute, position).
         levels: By line of the model's code, how many readings of the sizes written there have been given up.
         assumed: Lines of which some reading is assumed and could be given up for the next one.
+        cuts: For each cut of channels at such a line, the ids in its pieces, int64 of shape ``[*]`` each.
     """
 
     def __init__(self, levels: Mapping[str, int] | None = None) -> None:
         self.counts: dict[tuple[str, str, int | None], Count] = {}
         self.levels = dict(levels or {})
         self.assumed: set[str] = set()
+        self.cuts: list[list[Tensor]] = []
         self._joint: list[Tensor] = []
         self.bindings: dict[tuple[str, int], Binding] = {}
         self.leaves: dict[str, tuple[Leaf, Shadow]] = {}

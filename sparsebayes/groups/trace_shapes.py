@@ -6,6 +6,7 @@ a position number or a size written into the code does not shrink with the chann
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -193,6 +194,12 @@ def cut(trace: Trace, call: Call) -> Result:
     if varying != [dim] or bounds is None:
         return fix_all(trace, call, reason)
     line = _line(x.ids, dim)
+    result = move(trace, call)
+    if call.op != "select":
+        for part in result if isinstance(result, list) else [shadow_of(trace, result)]:
+            if part.shape[dim] == 1:
+                trace.fix(part.ids, reason)  # it could only vanish, and a neighbour take its place
+    sizes = [(start, stop) for start, stop in sizes if stop - start > 1]
     ways = attributes_for(call, [stop - start for start, stop in sizes])
     readings: list[tuple[int, tuple[Attribute, ...]]] = in_order(call, [(1, ())], [(1, way) for way in ways])
     # Equal parts, of which each must be able to lose something: a part of one channel could only vanish.
@@ -206,11 +213,12 @@ def cut(trace: Trace, call: Call) -> Result:
             trace.fix(line[:bound] if bound >= 0 else line[bound:], reason)
         if call.op in ("split_with_sizes", "unsafe_split_with_sizes"):
             trace.fix(line, reason)  # the sizes must add up to the whole
-        return move(trace, call)
+        return result
     count, attributes = reading
+    trace.cuts.append(_pieces(line, bounds))
     _tie_parts(trace, x, dim, count, call.place)
     follow(trace, attributes, [line[start:stop] for start, stop in sizes[: len(attributes)]])
-    return move(trace, call)
+    return result
 
 
 def roll(trace: Trace, call: Call) -> Result:
@@ -245,6 +253,12 @@ def _bounds(call: Call, size: int) -> tuple[list[int] | None, list[tuple[int, in
         stops = [sum(pieces[: rank + 1]) for rank in range(len(pieces))]
         return stops, list(zip([0, *stops[:-1]], stops, strict=True))
     return None, []
+
+
+def _pieces(line: Tensor, bounds: list[int]) -> list[Tensor]:
+    """The pieces between the positions at which a line is cut."""
+    stops = sorted({0, len(line), *(bound % len(line) for bound in bounds)})
+    return [line[start:stop] for start, stop in pairwise(stops)]
 
 
 def _tie_parts(trace: Trace, x: Shadow, dim: int, parts: int, place: str) -> bool:

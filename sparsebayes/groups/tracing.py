@@ -82,7 +82,7 @@ def trace_units(model: nn.Module, example: Tensor) -> UnitGraph:
         refuted: set[str] = set()
         # With few units a wrong reading can agree by chance.
         for seed in (0, 1) if graph.num_units < FEW_UNITS else (0,):
-            refuted = refuted or refuted_lines(model, example, graph, unit_of_id, traced, seed)
+            refuted = refuted or refuted_lines(model, example, graph, unit_of_id, traced, trace.cuts, seed)
         if not refuted:
             return graph
         _give_up_(refuted, trace.assumed, levels, frozen, traced)

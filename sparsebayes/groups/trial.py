@@ -63,6 +63,7 @@ def refuted_lines(
     graph: UnitGraph,
     unit_of_id: Tensor,
     traced: Sequence[Traced],
+    cuts: Sequence[Sequence[Tensor]],
     seed: int,
 ) -> set[str]:
     """Lines of code that do not follow a random removal as predicted.
@@ -73,12 +74,13 @@ def refuted_lines(
         graph: Its units, as the tracer assumes them.
         unit_of_id: Unit of each channel id, -1 for those that stay.
         traced: The graphs of each mode with their shadows.
+        cuts: For each cut of channels, the ids in its pieces.
         seed: Of the choice of units.
 
     Returns:
         Lines, as `line_of` writes them; empty if the code agrees.
     """
-    alive = _some_units(graph, seed)
+    alive = _some_units(graph, [[unit_of_id[piece] for piece in pieces] for pieces in cuts], seed)
     living = stays(alive, unit_of_id).numpy()
     small = _smaller(model, graph, alive)
     refuted: set[str] = set()
@@ -91,8 +93,12 @@ def refuted_lines(
     return refuted
 
 
-def _some_units(graph: UnitGraph, seed: int) -> Tensor:
-    """Which units stay: each with probability 0.6, and of each layer at least one stays and one goes."""
+def _some_units(graph: UnitGraph, cuts: Sequence[Sequence[Tensor]], seed: int) -> Tensor:
+    """Which units stay: each with probability 0.6, and of each layer at least one stays and one goes.
+
+    The same holds of the pieces of a cut, since a number in the code is right as long as all of its piece stays.
+    And they do not lose equally many, or halves of what is left could pass for pieces.
+    """
     generator = torch.Generator().manual_seed(seed)
     alive = torch.rand(graph.num_units, generator=generator) < 0.6
     for layer in range(len(graph.layers)):
@@ -102,7 +108,35 @@ def _some_units(graph: UnitGraph, seed: int) -> Tensor:
             alive[members[0]], alive[members[1]] = True, False
         else:
             alive[members] = True
+    for pieces in cuts:
+        _differ_(alive, pieces, graph, seed)
     return alive
+
+
+def _differ_(alive: Tensor, pieces: Sequence[Tensor], graph: UnitGraph, seed: int) -> None:
+    """Let the pieces of a cut, each given by the units of its channels, lose some, and not equally many."""
+    several: list[Tensor] = [torch.unique(piece[piece >= 0]) for piece in pieces]
+    for units in several:
+        if len(units) > 1 and not bool(alive[units].any()):
+            alive[units[0]] = True
+        elif bool(alive[units].all()):
+            _switch_off_(alive, units, graph)
+    lost = {int((~alive[units]).sum()) for units in several}
+    are_tied = len(torch.unique(torch.cat(several))) < sum(map(len, several))
+    if len(lost) == 1 and not are_tied:
+        most = max(several, key=lambda units: int(alive[units].sum()))
+        if int(alive[most].sum()) > 1:
+            _switch_off_(alive, most, graph)
+        elif seed:  # the other choice has shown whether the pieces keep their sizes
+            alive[most] = True
+
+
+def _switch_off_(alive: Tensor, members: Tensor, graph: UnitGraph) -> None:
+    """Switch one of these units off, unless it is the last of its layer."""
+    for unit in members[alive[members]].tolist():
+        if int(alive[graph.layer_index == graph.layer_index[unit]].sum()) > 1:
+            alive[unit] = False
+            return
 
 
 def _smaller(model: nn.Module, graph: UnitGraph, alive: Tensor) -> nn.Module:
@@ -211,7 +245,7 @@ def _agrees(one: Traced, old: fx.Node, new: fx.Node, living: NDArray[np.bool_]) 
     packet = _packet(old)
     if old in one.shadows and packet in _FACTORS and _numbers(old) != _numbers(new):
         return False
-    return packet != "slice" or _starts(one, old, living) == new.args[2:3]
+    return packet not in ("slice", "narrow") or _starts(one, old, living) == new.args[2:3]
 
 
 def _shape(shadow: Shadow, living: NDArray[np.bool_]) -> tuple[int, ...]:
@@ -235,8 +269,11 @@ def _starts(one: Traced, node: fx.Node, living: NDArray[np.bool_]) -> tuple[Any,
     if not start or not isinstance(source, Shadow) or not isinstance(start[0], int) or start[0] <= 0:
         return start
     dim = int(str(node.args[1])) % len(source.shape)
-    before = Shadow(source.ids.narrow(dim, 0, min(start[0], source.shape[dim])), source.zero)
-    return (_shape(before, living)[dim],)
+    ids = core(source.ids)
+    if ids.shape[dim] == 1:
+        return start
+    stays = living[ids.narrow(dim, 0, min(start[0], source.shape[dim])).numpy()]
+    return (int(stays.any(axis=tuple(other for other in range(ids.ndim) if other != dim)).sum()),)
 
 
 def _packet(node: fx.Node) -> str:

@@ -126,3 +126,50 @@ STATES: dict[str, tuple[Callable[[], Net], int, str]] = {
 def test_states_that_recurrent_layers_start_from(name: str) -> None:
     build, num_units, reason = STATES[name]
     check(build, WORDS, num_units, reason)
+
+
+def block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def cut_at(first: Callable[[Net, Tensor], Tensor], size: int, channels: int) -> Callable[[], Net]:
+    """Some code cuts channels off, and joins them with 4 others."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.a(x)
+        return net.head(torch.cat([net.b(x), first(net, x).sigmoid()], 1))
+
+    return lambda: Net(
+        forward, a=block(3, channels), b=nn.Conv2d(channels, 4, 1), one=1, head=nn.Conv2d(4 + size, 2, 1)
+    )
+
+
+@pytest.mark.parametrize("channels", [5, 8, 9, 17])
+@pytest.mark.parametrize(
+    ("first", "size", "fixed"),
+    [
+        (lambda net, x: x[:, :1], 1, 1),
+        (lambda net, x: x[:, -1:], 1, 1),
+        (lambda net, x: x[:, : net.one], 1, 1),
+        (lambda net, x: x.narrow(1, 1, 1), 1, 2),
+        (lambda net, x: x[:, 1:3], 2, 3),
+        (lambda net, x: x[:, -2:], 2, 2),
+        (lambda net, x: torch.cat(x.split([1, x.shape[1] - 1], 1)[:1], 1), 1, 1),
+    ],
+)
+def test_channels_cut_off_by_number_stay_and_no_others(
+    first: Callable[[Net, Tensor], Tensor], size: int, fixed: int, channels: int
+) -> None:
+    reason = f"'a.0': {fixed} channels stay: "
+    check(cut_at(first, size, channels), IMAGES, channels - fixed + 4, reason)
+
+
+@pytest.mark.parametrize("channels", range(6, 26, 2))
+def test_halves_are_not_taken_for_pieces_that_shrink_alone(channels: int) -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.a(x)
+        half = x.shape[1] // 2
+        return net.head(x[:, :half] * x[:, half:].sigmoid())
+
+    net = Net(forward, a=block(3, channels), head=nn.Conv2d(channels // 2, 2, 1))
+    assert trace_units(net, IMAGES.float()).num_units == channels // 2
