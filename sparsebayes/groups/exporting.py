@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 _TORCH = str(Path(torch.__file__).parent)
+# Regions that the exporter puts into graphs of their own: ``with torch.no_grad():``, ``with torch.autocast(...):``.
+_REGIONS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -191,6 +193,34 @@ def _lean() -> Iterator[None]:
             setattr(fx_config, traces, before)
 
 
+def _inline_(module: fx.GraphModule) -> None:
+    """Put the operations of regions among those around them."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or str(node.target) not in _REGIONS:
+            continue
+        rank = next(
+            rank for rank, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"
+        )
+        body = getattr(module, str(node.args[rank].target))
+        _inline_(body)
+        operands = iter(node.args[rank + 1 :])
+        values: dict[fx.Node, Any] = {}
+        results: Any = ()
+        with graph.inserting_before(node):
+            for inner in body.graph.nodes:
+                if inner.op == "placeholder":
+                    values[inner] = next(operands)
+                elif inner.op == "output":
+                    results = fx.node.map_arg(inner.args[0], values.get)
+                else:
+                    values[inner] = graph.node_copy(inner, values.__getitem__)
+        for item in list(node.users):
+            item.replace_all_uses_with(results[item.args[1]])
+            graph.erase_node(item)
+        graph.erase_node(node)
+
+
 def exported(model: nn.Module, example: Tensor, *, train: bool) -> Exported | Failure:
     """Export a model in one mode; its own mode, gradients and the random state are as before afterwards.
 
@@ -217,6 +247,7 @@ def exported(model: nn.Module, example: Tensor, *, train: bool) -> Exported | Fa
             return Failure(
                 (texts[0] if texts else type(error).__name__).rstrip("."), tuple(record.steps[:stop])
             )
+    _inline_(program.graph_module)
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     results = [

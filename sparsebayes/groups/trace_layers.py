@@ -150,6 +150,15 @@ def own_entries(trace: Trace, ids: Tensor, *leaves: Leaf | None) -> None:
             trace.bind(leaf, 0, ids, reads=False)
 
 
+def _own_bias(trace: Trace, call: Call, ids: Tensor, bias: Shadow | Leaf | None) -> None:
+    """Bind the bias of a layer to the outputs, which stay if other operations compute it."""
+    if bias is None or (isinstance(bias, Leaf) and bias.is_parameter):
+        own_entries(trace, ids, bias)
+        return
+    for computed in (ids, shadow_of(trace, bias).ids):
+        trace.fix(computed, f"the bias of {call.place} is computed by other operations")
+
+
 def _plain_weights(call: Call, *names: str) -> bool:
     """Whether these arguments are parameters of the model or None, and not computed in the graph."""
     values = [call.named.get(name) for name in names]
@@ -158,7 +167,7 @@ def _plain_weights(call: Call, *names: str) -> bool:
 
 def convolution(trace: Trace, call: Call, *, transposed: bool = False) -> Result:
     """Convolutions: read the input channels, own the output channels; groups tie channels of equal rank."""
-    if not _plain_weights(call, "weight", "bias"):
+    if not _plain_weights(call, "weight"):
         return fix_all(trace, call, f"the weight of {call.place} is computed by other operations")
     weight, bias = call.named["weight"], call.named["bias"]
     x = shadow_of(trace, call.named["input"])
@@ -176,7 +185,7 @@ def convolution(trace: Trace, call: Call, *, transposed: bool = False) -> Result
         trace.bind(weight, 0, ids if transposed else out, reads=False)
     else:
         out = _grouped(trace, call, weight, ids, zero, transposed=transposed)
-    own_entries(trace, out, bias)
+    _own_bias(trace, call, out, bias)
     return spread(out, True, dim, call.shape)
 
 
@@ -199,7 +208,7 @@ def _grouped(
 
 def linear(trace: Trace, call: Call) -> Result:
     """Linear layers: read the input features, own the output features."""
-    if not _plain_weights(call, "weight", "bias"):
+    if not _plain_weights(call, "weight"):
         return fix_all(trace, call, f"the weight of {call.place} is computed by other operations")
     weight, bias = call.named["weight"], call.named["bias"]
     x = shadow_of(trace, call.named["input"])
@@ -210,14 +219,14 @@ def linear(trace: Trace, call: Call) -> Result:
     ids, zero = along(trace, x, last, f"channels and positions are mixed before {call.place}")
     read(trace, weight, 1, ids, zero)
     out = trace.own(weight, 0)
-    own_entries(trace, out, bias)
+    _own_bias(trace, call, out, bias)
     return spread(out, True, last, call.shape)
 
 
 def _mixes_positions(trace: Trace, call: Call, x: Shadow) -> Result:
     """A linear layer over positions leaves the channels alone; its own rows stay."""
     rows = trace.own(call.named["weight"], 0)
-    own_entries(trace, rows, call.named["bias"])
+    _own_bias(trace, call, rows, call.named["bias"])
     trace.fix(rows, f"{call.place} mixes positions, not channels")
     stays(trace, call.named["weight"], 1)
     zero = x.zero.all(-1, keepdim=True)

@@ -137,7 +137,7 @@ NETS: dict[str, tuple[Callable[[], Net], int]] = {
     "raw_buffer": (raw_buffer, 5),
     "tokens": (tokens, 6 + 5),
     "weight_normed": (weight_normed, 0),
-    "without_gradient": (without_gradient, 5),
+    "without_gradient": (without_gradient, 9),
     "cut_by_constants": (cut_by_constants, 5),
     "reused": (reused, 5),
     "tied_transpose": (tied_transpose, 0),

@@ -1,4 +1,4 @@
-"""Small nets whose code is handed sizes, positions, states or raw parameters: what follows a removal, and what stays.
+"""Small nets whose code is handed sizes, positions, states or raw parameters, or runs in regions: what follows, what stays.
 
 From each, about 40 % of all units are removed at once, in two ways. The compacted net must equal the masked one in
 evaluation and in training mode, and be traced to the units that are left. What stays must be named, with the reason.
@@ -173,3 +173,41 @@ def test_halves_are_not_taken_for_pieces_that_shrink_alone(channels: int) -> Non
 
     net = Net(forward, a=block(3, channels), head=nn.Conv2d(channels // 2, 2, 1))
     assert trace_units(net, IMAGES.float()).num_units == channels // 2
+
+
+def regions() -> Net:
+    """No gradient around a block and within another region, where channels are cut and joined."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = net.a(x)
+        with torch.autocast("cpu", enabled=False):
+            x = net.b(x)
+            with torch.no_grad():
+                weight = x.mean((2, 3), keepdim=True)
+            first, second = (x * weight).chunk(2, 1)
+            x = torch.cat([first, second.sigmoid()], 1)
+        return net.head(net.c(x).relu())
+
+    return Net(forward, a=block(3, 5), b=block(5, 8), c=nn.Conv2d(8, 6, 1), head=nn.Conv2d(6, 2, 1))
+
+
+def attention_with_computed_biases() -> Net:
+    """Keys and values of another width: PyTorch cuts the three biases out of one parameter."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        seen = net.a(x).flatten(2).transpose(1, 2)
+        words = net.patch(x).flatten(2).transpose(1, 2)
+        return net.head((words + net.attend(words, seen, seen, need_weights=False)[0]).mean(1))
+
+    attend = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
+    return Net(forward, a=block(3, 6), patch=nn.Conv2d(3, 8, 4, 4), attend=attend, head=nn.Linear(8, 2))
+
+
+def test_operations_in_regions_are_followed_like_those_around_them() -> None:
+    check(regions, IMAGES, 5 + 4 + 6)
+
+
+def test_where_a_bias_is_computed_only_what_the_layer_gives_stays() -> None:
+    reason = "'attend': 44 channels stay: the bias of linear at 'attend' is computed by other operations"
+    check(attention_with_computed_biases, IMAGES, 6, reason)
