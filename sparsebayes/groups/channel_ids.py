@@ -18,7 +18,7 @@ number of channels, not with the size of the activations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ from torch import Tensor
 __all__ = ["Binding", "Count", "Leaf", "Shadow", "Trace", "fixed_shadow"]
 
 _NEVER = np.iinfo(np.int64).max
-# Parameters above this size get no ids of their own in element-wise operations: they stay as they are.
+# Parameters above this size get no id per entry in element-wise operations, but one per entry of their last dim.
 _MAX_LEAF = 2**20
 
 
@@ -135,6 +135,7 @@ class Trace:
         counts: Attributes of modules that must follow the number of channels, by (module, attribute, position).
         levels: By line of the model's code, how many readings of the sizes written there have been given up.
         assumed: Lines of which some reading is assumed and could be given up for the next one.
+        tied: Ids of raw parameters whose positions have been put together, and what to say if these were channels.
         cuts: For each cut of channels at such a line, the ids in its pieces, int64 of shape ``[*]`` each.
     """
 
@@ -142,7 +143,9 @@ class Trace:
         self.counts: dict[tuple[str, str, int | None], Count] = {}
         self.levels = dict(levels or {})
         self.assumed: set[str] = set()
+        self.tied: list[tuple[Tensor, str]] = []
         self.cuts: list[list[Tensor]] = []
+        self._entries: list[tuple[int, int]] = []
         self._joint: list[Tensor] = []
         self.bindings: dict[tuple[str, int], Binding] = {}
         self.leaves: dict[str, tuple[Leaf, Shadow]] = {}
@@ -258,13 +261,42 @@ class Trace:
         size = int(np.prod(leaf.shape))
         if not leaf.name or not leaf.shape:
             return fixed_shadow(leaf.shape)
-        if leaf.name not in self.leaves and size > _MAX_LEAF:
-            self.leaves[leaf.name] = (leaf, fixed_shadow(leaf.shape))
-        elif leaf.name not in self.leaves:
-            ids = self.fresh(size).view(leaf.shape)
+        if leaf.name not in self.leaves:
+            shape = leaf.shape if size <= _MAX_LEAF else (*[1] * (len(leaf.shape) - 1), leaf.shape[-1])
+            entries = self.fresh(int(np.prod(shape)))
+            self._entries.append((int(entries[0]), int(entries[-1]) + 1))
+            ids = entries.view(shape).expand(leaf.shape)
             zero = torch.full((), leaf.is_parameter).expand(leaf.shape)
             self.leaves[leaf.name] = (leaf, Shadow(ids, zero))
+            if size > _MAX_LEAF:
+                why = (
+                    f"{leaf.name!r} has more than {_MAX_LEAF} entries, and they do not lie along its last dim"
+                )
+                self.tied.append((ids, why))
         return self.leaves[leaf.name][1]
+
+    def tie_positions(self, ids: Tensor, dims: Collection[int]) -> bool:
+        """Put entries of raw parameters along these dims together; False if layers have already met them."""
+        if not self._is_raw(ids):
+            return False
+        first = ids
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        self.unify(first, ids, "")
+        self.tied.append((core(ids), "they lie along a dim of a raw parameter that is cut"))
+        return True
+
+    def _is_raw(self, ids: Tensor) -> bool:
+        """Whether these classes hold nothing but entries of raw parameters, and nothing has let them stay."""
+        roots = np.unique(self._find(core(ids).numpy()))
+        if bool((self._event[roots] < _NEVER).any()):
+            return False
+        is_root = np.zeros(self.num_ids, dtype=bool)
+        is_root[roots] = True
+        members = is_root[self._find(np.arange(self.num_ids))]
+        for start, stop in self._entries:
+            members[start:stop] = False
+        return not bool(members.any())
 
     def _find(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         found = self._parent[ids]

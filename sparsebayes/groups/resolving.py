@@ -86,6 +86,9 @@ def _leaf_bindings(trace: Trace) -> list[Binding]:
     count = -1
     while count != len(trace.reasons):
         count = len(trace.reasons)
+        for ids, why in trace.tied:
+            if not trace.varies(ids):
+                trace.fix(ids, why)
         for leaf, shadow in trace.leaves.values():
             if len(trace.varies(shadow.ids)) > 1:
                 trace.fix(shadow.ids, f"{leaf.name!r} cannot be cut along one dimension")

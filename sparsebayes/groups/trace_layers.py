@@ -105,10 +105,11 @@ def fix_all(trace: Trace, call: Call, reason: str) -> Result:
 def along(trace: Trace, shadow: Shadow, dim: int, reason: str) -> tuple[Tensor, Tensor]:
     """Ids and zero flags along one dim, each of shape ``[size]``.
 
-    If ids vary along another dim, all of them stay, for ``reason``.
+    If ids vary along another dim, all of them stay, for ``reason``; entries of raw parameters go together there.
     """
     dim %= len(shadow.shape)
-    if set(trace.varies(shadow.ids)) - {dim}:
+    across = set(trace.varies(shadow.ids)) - {dim}
+    if across and not trace.tie_positions(shadow.ids, across):
         trace.fix(shadow.ids, reason)
     others = [d for d in range(len(shadow.shape)) if d != dim]
     ids, zero = shadow.ids, shadow.zero

@@ -41,7 +41,8 @@ def addmm(trace: Trace, call: Call) -> Result:
 
 def _times_weight(trace: Trace, call: Call, x: Shadow, weight: Leaf) -> Result:
     last = len(x.shape) - 1
-    if set(trace.varies(x.ids)) - {last}:
+    across = set(trace.varies(x.ids)) - {last}
+    if across and not trace.tie_positions(x.ids, across):
         return fix_all(trace, call, f"channels and positions are mixed before {call.place}")
     ids, zero = along(trace, x, last, "")
     read(trace, weight, 0, ids, zero)
@@ -102,7 +103,9 @@ def index(trace: Trace, call: Call) -> Result:
         dims = [int(call.named["dim"]) % len(x.shape)]
     else:
         dims = [dim for dim, chosen in enumerate(call.named["indices"]) if chosen is not None]
-    if len(dims) != 1 or dims[0] in trace.varies(x.ids):
+    varying = trace.varies(x.ids)
+    is_tied = len(varying) > 1 and trace.tie_positions(x.ids, dims)
+    if len(dims) != 1 or (dims[0] in varying and not is_tied):
         return fix_all(trace, call, f"{call.place} reads them at fixed positions")
     dim = dims[0]
     added = len(call.shape) - len(x.shape)

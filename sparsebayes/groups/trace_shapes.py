@@ -164,6 +164,11 @@ def settle(trace: Trace, shadow: Shadow, dim: int) -> None:
 def join(trace: Trace, call: Call) -> Result:
     """Concatenation and stacking: along channels they line up; elsewhere equal channels become one unit."""
     shadows = [shadow_of(trace, value) for value in call.tensors()]
+    several = [set(trace.varies(shadow.ids)) for shadow in shadows]
+    known = set().union(*(dims for dims in several if len(dims) == 1))
+    for shadow, found in zip(shadows, several, strict=True):
+        if len(known) == 1 and found - known:
+            trace.tie_positions(shadow.ids, found - known)
     dims = {dim for shadow in shadows for dim in trace.varies(shadow.ids)}
     result = move(trace, call)
     assert isinstance(result, Shadow)
@@ -187,7 +192,7 @@ def cut(trace: Trace, call: Call) -> Result:
         return x
     dim = int(call.named.get("dim", 0)) % len(x.shape)
     varying = trace.varies(x.ids)
-    if dim not in varying:
+    if dim not in varying or (len(varying) > 1 and trace.tie_positions(x.ids, [dim])):
         return move(trace, call)
     reason = f"{call.place} cuts them at a fixed position"
     bounds, sizes = _bounds(call, x.shape[dim])

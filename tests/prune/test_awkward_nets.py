@@ -547,7 +547,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "attention by arithmetic": (lambda: attention(attributes=False), 6),
     "separate attention": (separate_attention, 12),
     "multi-head attention": (multihead_attention, 16),
-    "cross attention": (cross_attention, 15),
+    "cross attention": (cross_attention, 27),
     "transformer layer": (transformer_layer, 22),
     "embedding": (embedding, 13),
     "tied embedding": (tied_embedding, 16),
