@@ -26,6 +26,11 @@ _MOVES = {
     "transpose", "permute", "unbind", "contiguous", "select", "mul", "div", "clone", "dropout", "split", "chunk",
     "squeeze", "unsqueeze", "reshape", "view", "mT", "movedim", "swapaxes", "softmax", "add",
 }  # fmt: skip
+_IMAGE_LAYERS = ("conv", "batch_norm", "instance_norm", "group_norm", "upsample", "pixel_shuffle")
+_ACTIVATIONS = {
+    "relu", "leaky_relu", "elu", "gelu", "silu", "hardswish", "tanh", "sigmoid", "contiguous", "clone", "dropout",
+    "add", "mul",
+}  # fmt: skip
 
 
 def propagate(
@@ -114,6 +119,16 @@ def _is_mixed(node: fx.Node, depth: int = 10) -> bool:
     return False
 
 
+def _is_image(node: fx.Node, depth: int = 10) -> bool:
+    """Whether a result goes, through operations on each entry alone, into a layer with channels along dim 1."""
+    names = {
+        user: operation_of(user).rstrip("_") for user in node.users if user.args and user.args[0] is node
+    }
+    return any(name.startswith(_IMAGE_LAYERS) for name in names.values()) or any(
+        depth > 0 and name in _ACTIVATIONS and _is_image(user, depth - 1) for user, name in names.items()
+    )
+
+
 def _placeholder(node: fx.Node, one: Exported, leaves: Mapping[str, Leaf]) -> Leaf | Shadow | None:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
@@ -151,6 +166,7 @@ def _call(
         line=line_of(node),
         modules=modules,
         is_mixed=op in _SPLITS and _is_mixed(node),
+        is_image=op in _SPLITS and _is_image(node),
     )
     rule = OPS.get(op, unknown_op) if str(node.target).startswith("aten.") and shapes else unknown_op
     if rule is constant and is_first_state(node):

@@ -50,6 +50,7 @@ class Call:
         line: File and line of the model's code that calls it.
         modules: The model's modules by path.
         is_mixed: Whether its result goes straight into a product of two activations, as heads of attention do.
+        is_image: Whether its result goes into a layer that has channels along dim 1, such as a convolution.
     """
 
     op: str
@@ -64,6 +65,7 @@ class Call:
     line: str = ""
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     is_mixed: bool = False
+    is_image: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

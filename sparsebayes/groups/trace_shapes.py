@@ -117,6 +117,8 @@ def reshape(trace: Trace, call: Call) -> Result:
         return result
     # Heads come before what they hold; otherwise the last dim has the most channels as a rule.
     carriers = after[-2:] if call.is_mixed else after[:-3:-1]
+    if call.is_image and 1 in after:
+        carriers = [1]
     readings: list[tuple[int, tuple[Attribute, ...]]] = []
     for dim in carriers:
         ways = [] if dim == inferred else attributes_for(call, [call.shape[dim]])

@@ -289,3 +289,29 @@ def test_large_parameters_have_channels_along_their_last_dim(
 ) -> None:
     monkeypatch.setattr(channel_ids, "_MAX_LEAF", 30)
     check(words_of(code), IMAGES, num_units, reason)
+
+
+@pytest.mark.parametrize(
+    ("view", "num_units", "reason"),
+    [
+        (lambda net, x: x.view(len(x), net.channels, 2, 2), 6 + 5, ""),
+        (lambda net, x: x.view(len(x), x.shape[1] // 4, 2, 2), 6 + 5, ""),
+        (
+            lambda net, x: x.view(-1, 6, 2, 2),
+            5,
+            "'fc': 24 channels stay: view in the model's forward splits them over",
+        ),
+    ],
+)
+def test_features_that_become_images(
+    view: Callable[[Net, Tensor], Tensor], num_units: int, reason: str
+) -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = view(net, net.fc(x.mean(1)))
+        return net.head(net.up(x.relu()).relu())
+
+    def build() -> Net:
+        up = nn.ConvTranspose2d(6, 5, 2, stride=2)
+        return Net(forward, channels=6, fc=nn.Linear(5, 24), up=up, head=nn.Conv2d(5, 2, 1))
+
+    check(build, WORDS, num_units, reason)
