@@ -43,8 +43,8 @@ def trace_units(model: nn.Module, example: Tensor) -> UnitGraph:
     Args:
         model: Any model of one tensor that `torch.export` can export. Its mode, gradients and the caller's
             random state are as before afterwards.
-        example: An input, ``[B, ...]``; of a batch only the first two are used. It is moved to the model's
-            device.
+        example: An input, ``[B, ...]``; of a batch only the first two are used, unless the model takes none but the
+            whole. It is moved to the model's device.
 
     Returns:
         The units. Models that use more parameters or return more in training mode (auxiliary heads, features for a
@@ -57,8 +57,7 @@ def trace_units(model: nn.Module, example: Tensor) -> UnitGraph:
     leaves = _leaves(model)
     model = traceable(model)
     modules = dict(model.named_modules(remove_duplicate=False))
-    example = example[:2].to(next(model.parameters()).device)
-    evaluation = _exported(model, example)
+    example, evaluation = _exported(model, example.to(next(model.parameters()).device))
     returns_more = training_returns_more(model, example, evaluation)
     graphs: dict[bool, Exported | Failure] = {}
     levels: dict[str, int] = {}
@@ -92,15 +91,19 @@ def trace_units(model: nn.Module, example: Tensor) -> UnitGraph:
     )
 
 
-def _exported(model: nn.Module, example: Tensor) -> Exported:
-    """The graph in evaluation mode."""
-    result = exported(model, example, train=False)
+def _exported(model: nn.Module, example: Tensor) -> tuple[Tensor, Exported]:
+    """The graph in evaluation mode, and the part of the example that it was made with."""
+    result = exported(model, example[:2], train=False)
+    if isinstance(result, Failure) and len(example) > 2:  # a batch may hold several frames of each film
+        whole = exported(model, example, train=False)
+        if isinstance(whole, Exported):
+            return example, whole
     if isinstance(result, Failure):
         raise ModelError(
             f"units need a model that torch.export can trace, but it failed: {result.reason}. Rules that need no "
             "tracing: weights, rows, columns, filters, channels, kernels, shapes, blocks, n:m"
         )
-    return result
+    return example[:2], result
 
 
 def _notes(unreached: Collection[str], training: Exported | Failure) -> list[str]:

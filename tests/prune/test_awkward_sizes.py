@@ -315,3 +315,12 @@ def test_features_that_become_images(
         return Net(forward, channels=6, fc=nn.Linear(5, 24), up=up, head=nn.Conv2d(5, 2, 1))
 
     check(build, WORDS, num_units, reason)
+
+
+def test_a_batch_that_holds_several_frames_of_each_film_is_taken_as_a_whole() -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.a(x)
+        return net.head(x.view(len(x) // net.frames, net.frames, *x.shape[1:]).mean((1, 3, 4)))
+
+    films = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    check(lambda: Net(forward, frames=3, a=block(3, 5), head=nn.Linear(5, 2)), films, 5)
