@@ -55,6 +55,10 @@ SELECTED = (
     "changed after the other seeds were run. The test set is read once, at the end of each run."
 )
 UNTOUCHED = "Settings were not tuned on these runs. The test set is read once, at the end of each run."
+SAMPLE = (
+    "Full width and the recipe's budget, but only 1,800 training images: the latency is that of a network this large, "
+    "the errors are no result for CIFAR-10."
+)
 EQUAL = "All share schedule, budget and seeds; only the score that orders the groups differs."
 SCORES = {
     "switch evidence": (),
@@ -188,6 +192,20 @@ TASKS = {
             ),
         ),
         Task(
+            "vgg16-sample",
+            "VGG-16 at the size of its recipe: latency, trained on the embedded CIFAR-10 sample",
+            "vgg_cifar_filter",
+            OURS,
+            (SAMPLE, UNTOUCHED),
+        ),
+        Task(
+            "resnet56-sample",
+            "ResNet-56 at the size of its recipe: latency, trained on the embedded CIFAR-10 sample",
+            "resnet56_cifar_units",
+            OURS,
+            (SAMPLE, UNTOUCHED),
+        ),
+        Task(
             "equal-size-1-percent",
             "Which groups go: five scores at one percent of LeNet-5-Caffe, on the embedded MNIST sample",
             "quickstart",
@@ -203,7 +221,22 @@ TASKS = {
         ),
     )
 }
+SAMPLE_DATA = (
+    "data={name: embedded_cifar10, holdout: 500, batch_size: 64}",
+    "curvature.num_images=1800",
+    "train.distill_on=images",
+)
 SHARED = {
+    "vgg16-sample": (
+        *SAMPLE_DATA,
+        "train={lr: 0.05, pretrain: {epochs: 6}, finetune: {epochs: 8}}",
+        "train.cycles={count: 8, epochs: 1, max_epochs: 1, shrink: 0.5}",
+    ),
+    "resnet56-sample": (
+        *SAMPLE_DATA,
+        "train={lr: 0.05, pretrain: {epochs: 6}, finetune: {epochs: 6}}",
+        "train.cycles={count: 5, epochs: 1, max_epochs: 1, shrink: 0.25}",
+    ),
     "equal-size": ("prune.budget.params=0.03", "export.onnx=false"),
     "equal-size-1-percent": ("prune.budget.params=0.01", "export.onnx=false"),
     "equal-size-cifar": (
